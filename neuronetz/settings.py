@@ -1,0 +1,113 @@
+"""The settings: one frozen, typed object, made once from the environment and passed down.
+
+Nothing else reads the environment. Names of variables are the field names in upper case. Durations are in
+seconds (``_s``), sizes in bytes (``_bytes``), token counts in tokens.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from neuronetz.errors import SettingsError
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """All of neuronetz's settings. A wrong or missing value raises ``SettingsError`` in ``load``."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=False)
+
+    database_url: str
+    redis_url: str
+    ollama_url: str
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 9464
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    body_timeout_s: Seconds = 30.0
+    connect_timeout_s: Seconds = 5.0
+    first_byte_timeout_s: Seconds = 300.0
+    chunk_timeout_s: Seconds = 120.0
+    exchange_timeout_s: Seconds = 1800.0
+    write_timeout_s: Seconds = 20.0
+    cleanup_timeout_s: Seconds = 2.0
+    drain_timeout_s: Seconds = 25.0
+    store_timeout_s: Seconds = 2.0
+
+    max_body_bytes: Count = 16 * 1024 * 1024
+    max_reply_bytes: Count = 64 * 1024 * 1024
+    max_json_depth: Count = 64
+    max_connections: Count = 4096
+
+    default_max_predict: Count = 4096
+    max_num_ctx: Count = 32768
+    max_keep_alive_s: Seconds = 1800.0
+    allow_unload: bool = False
+    remote_models: bool = False
+    show_full: bool = False
+
+    model_discovery_interval_s: Seconds = 10.0
+    model_discovery_cache_ttl_s: Seconds = 60.0
+
+    key_cache_ttl_s: Annotated[int, Field(ge=1, le=3600)] = 60
+    argon2_time_cost: Count = 3
+    argon2_memory_kib: Annotated[int, Field(ge=8)] = 65536
+    argon2_parallelism: Count = 4
+    argon2_workers: Count = 2
+    argon2_waiting: Count = 32
+
+    postgres_pool: Count = 8
+    redis_pool: Count = 64
+
+    audit_ring: Count = 1000
+    audit_commit_timeout_s: Seconds = 5.0
+    heartbeat_s: Seconds = 5.0
+    dead_after_s: Seconds = 15.0
+
+    breaker_failures: Count = 5
+    breaker_open_s: Seconds = 30.0
+
+    @field_validator("ollama_url")
+    @classmethod
+    def _http_url(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres_url(cls, value: str) -> str:
+        if not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql://")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Settings from the environment, with ``overrides`` on top.
+
+        Raises ``SettingsError`` whose message is one line for the first wrong variable; it never
+        repeats the value, which may hold a password.
+        """
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]  # pydantic checks the values
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = str(first["loc"][0]).upper()
+            reason = "is not set" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+            raise SettingsError(f"{name}: {reason}") from None

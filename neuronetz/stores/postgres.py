@@ -1,0 +1,128 @@
+"""PostgreSQL behind Trio: asyncpg's pool, called through trio-asyncio, with every foreign error mapped here.
+
+A ``trio_asyncio.open_loop()`` must be running. The pool connects lazily, so that the gateway starts, and
+fails closed, while PostgreSQL is away.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import asyncpg
+import trio
+
+from neuronetz.errors import StoreUnavailable
+from neuronetz.stores.bridge import in_asyncio
+
+T = TypeVar("T")
+
+# A connection that could not be reset within this time (seconds) is closed rather than waited for:
+# asyncpg would wait without end for a server that has stopped answering.
+RELEASE_TIMEOUT_S = 1.0
+
+# SQLSTATE classes that speak of the server and not of the statement: connection (08), resources (53),
+# operator intervention (57), system (58), internal (XX), and a transaction rolled back for others' sake (40).
+_SERVER_CLASSES = ("08", "53", "57", "58", "XX", "40")
+
+
+class Postgres:
+    """A pool of connections. Every call raises ``StoreUnavailable`` when the server cannot be asked.
+
+    When a call is cancelled or times out, the statement may or may not have been carried out; the
+    connection goes back to the pool, or is closed where it cannot be reset.
+    """
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout_s: float) -> None:
+        self._pool = pool
+        self._timeout_s = timeout_s
+
+    async def fetch(self, query: str, *args: Any, timeout_s: float | None = None) -> list[asyncpg.Record]:
+        """All rows of a query. ``timeout_s`` overrides the pool's (seconds)."""
+        timeout = timeout_s or self._timeout_s
+
+        async def run(connection: asyncpg.Connection[asyncpg.Record]) -> list[asyncpg.Record]:
+            return await connection.fetch(query, *args, timeout=timeout)
+
+        return await self.run(run, timeout_s=timeout)
+
+    async def fetchrow(self, query: str, *args: Any, timeout_s: float | None = None) -> asyncpg.Record | None:
+        """The first row of a query, or None."""
+        rows = await self.fetch(query, *args, timeout_s=timeout_s)
+        return rows[0] if rows else None
+
+    async def fetchval(self, query: str, *args: Any, timeout_s: float | None = None) -> Any:
+        """The first column of the first row, or None."""
+        row = await self.fetchrow(query, *args, timeout_s=timeout_s)
+        return row[0] if row is not None else None
+
+    async def execute(self, query: str, *args: Any, timeout_s: float | None = None) -> str:
+        """Run a statement and return its command tag."""
+        timeout = timeout_s or self._timeout_s
+
+        async def run(connection: asyncpg.Connection[asyncpg.Record]) -> str:
+            return await connection.execute(query, *args, timeout=timeout)
+
+        return await self.run(run, timeout_s=timeout)
+
+    async def transaction(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> None:
+        """Run statements in one transaction: all of them or none."""
+
+        async def run(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+            async with connection.transaction():
+                for query, args in statements:
+                    await connection.execute(query, *args, timeout=self._timeout_s)
+
+        await self.run(run)
+
+    async def run(
+        self,
+        work: "Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[T]]",
+        *,
+        timeout_s: float | None = None,
+    ) -> T:
+        """Run ``work`` (asyncio flavoured) with a connection of the pool; ``timeout_s`` bounds each step."""
+        timeout = timeout_s or self._timeout_s
+
+        async def call() -> T:
+            connection = await self._pool.acquire(timeout=timeout)
+            try:
+                return await work(connection)  # type: ignore[arg-type]  # a proxy that quacks like one
+            finally:
+                await self._pool.release(connection, timeout=RELEASE_TIMEOUT_S)
+
+        try:
+            return await in_asyncio(call)
+        except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+            raise StoreUnavailable("postgres", type(error).__name__) from error
+        except asyncpg.PostgresError as error:
+            if (error.sqlstate or "XX").startswith(_SERVER_CLASSES):
+                raise StoreUnavailable("postgres", type(error).__name__) from error
+            raise
+
+
+@asynccontextmanager
+async def open_postgres(url: str, *, size: int, timeout_s: float) -> AsyncIterator[Postgres]:
+    """A pool of at most ``size`` connections to ``url``; it is closed when the block ends.
+
+    Closing is shielded and takes at most about two seconds; connections in use by then are cut.
+    """
+    pool = await in_asyncio(_create_pool, url, size, timeout_s)
+    try:
+        yield Postgres(pool, timeout_s)
+    finally:
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(2.0) as scope:
+                await in_asyncio(pool.close)
+            if scope.cancelled_caught:
+                pool.terminate()
+
+
+async def _create_pool(url: str, size: int, timeout_s: float) -> "asyncpg.Pool[asyncpg.Record]":
+    return await asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=size,
+        timeout=timeout_s,
+        command_timeout=timeout_s,
+        server_settings={"application_name": "neuronetz"},
+    )
