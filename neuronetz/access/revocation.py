@@ -1,0 +1,158 @@
+"""The listener: what changes in PostgreSQL reaches the cache and the running exchanges at once.
+
+Notifications are a hurry-up, the tables are the truth: after every (re)connect the outbox is read, and after
+a reconnect every cached policy is dropped. While nobody listens, a cached key lives for its TTL at most.
+"""
+
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+import structlog
+import trio
+
+from neuronetz.access.directory import Directory
+from neuronetz.access.keys import is_prefix
+from neuronetz.stores.listener import Notification, listen
+from neuronetz.stores.postgres import Postgres
+
+log = structlog.get_logger("neuronetz.access")
+
+# Revocations this recent (seconds) are read again on every connect.
+REPLAY_S = 900.0
+
+# An id is given before its transaction commits, so a lower one may appear after a higher one: on every
+# connect so many ids before the last one seen are read again. Revoking twice is harmless.
+OVERLAP = 1_000
+
+_LATEST = "SELECT coalesce(max(id), 0) FROM gateway.revocations"
+_REVOKED = """
+SELECT prefix FROM gateway.revocations
+WHERE id > $1 OR created_at > now() - make_interval(secs => $2)
+ORDER BY id
+"""
+_AFFECTED = "SELECT prefix FROM gateway.api_keys WHERE tenant_id = ANY($1::uuid[]) OR id = ANY($2::uuid[])"
+
+
+def parse_revocation(payload: str) -> tuple[int, str] | None:
+    """``ID:PREFIX`` of channel ``key_revoked``, or None. Anyone in the database may notify anything."""
+    number, _, prefix = payload.partition(":")
+    if not (number.isascii() and number.isdigit() and len(number) <= 18 and is_prefix(prefix)):
+        return None
+    return int(number), prefix
+
+
+def parse_change(payload: str) -> tuple[str, UUID] | None:
+    """``tenant:UUID`` or ``key:UUID`` of channel ``policy_changed``, or None."""
+    scope, _, name = payload.partition(":")
+    if scope not in ("tenant", "key"):
+        return None
+    try:
+        return scope, UUID(name)
+    except ValueError:
+        return None
+
+
+class PolicyListener:
+    """A service to be supervised. ``on_revoked`` is called with the prefix of every revoked key, on each
+    connect with those of late again; it must not block and not raise.
+
+    ``timeout_s`` bounds each answer of PostgreSQL, ``keepalive_s`` is how often its connection is tried.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        postgres: Postgres,
+        directory: Directory,
+        on_revoked: Callable[[str], None],
+        *,
+        timeout_s: float = 2.0,
+        keepalive_s: float = 5.0,
+    ) -> None:
+        self._database_url = database_url
+        self._postgres = postgres
+        self._directory = directory
+        self._on_revoked = on_revoked
+        self._timeout_s = timeout_s
+        self._keepalive_s = keepalive_s
+        self._last_id: int | None = None
+        self._ran = False
+        self._sweep = False
+        self._changes: set[tuple[str, UUID]] = set()
+        self._changed = trio.Event()
+        self.listening = trio.Event()
+
+    async def run(self) -> None:
+        """Listen until cancelled.
+
+        Raises when it cannot work (``StoreUnavailable``, perhaps in an ``ExceptionGroup``); run again, it
+        catches up. ``listening`` is set while it listens and has dealt with everything of before.
+        """
+        # Set until it has been done: a run that fails on the way leaves it to the next. A process's first
+        # run drops nothing, or every restart would have every key proven by argon2 again.
+        self._sweep = self._sweep or self._ran
+        self._ran = True
+        try:
+            async with listen(
+                self._database_url,
+                ("key_revoked", "policy_changed"),
+                timeout_s=self._timeout_s,
+                keepalive_s=self._keepalive_s,
+            ) as notifications:
+                await self._catch_up()
+                # Two tasks, since a revocation must not wait behind a tenant's thousand keys.
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._evict_changed)
+                    async for notification in notifications:
+                        await self._take(notification)
+                    nursery.cancel_scope.cancel()
+        finally:
+            if self.listening.is_set():
+                self.listening = trio.Event()
+
+    async def _catch_up(self) -> None:
+        latest: int = await self._postgres.fetchval(_LATEST)
+        since = latest if self._last_id is None else min(self._last_id, latest) - OVERLAP
+        rows = await self._postgres.fetch(_REVOKED, since, REPLAY_S)
+        await self._revoke([row["prefix"] for row in rows])
+        self._last_id = latest
+
+    async def _take(self, notification: Notification) -> None:
+        if notification.channel == "key_revoked":
+            revocation = parse_revocation(notification.payload)
+            if revocation is not None:
+                number, prefix = revocation
+                await self._revoke([prefix])
+                self._last_id = max(self._last_id or 0, number)
+                log.info("key.revoked", prefix=prefix)
+                return
+        else:
+            change = parse_change(notification.payload)
+            if change is not None:
+                self._changes.add(change)
+                self._changed.set()
+                return
+        log.warning("notification.malformed", channel=notification.channel)
+
+    async def _revoke(self, prefixes: Sequence[str]) -> None:
+        try:
+            if prefixes:
+                await self._directory.revoke(*prefixes)
+        finally:
+            # Also when Redis is away: what runs is cut in any case.
+            for prefix in prefixes:
+                self._on_revoked(prefix)
+
+    async def _evict_changed(self) -> None:
+        if self._sweep:
+            await self._directory.evict_all()
+            self._sweep = False
+        self.listening.set()
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            changes, self._changes = self._changes, set()
+            tenants = [name for scope, name in changes if scope == "tenant"]
+            keys = [name for scope, name in changes if scope == "key"]
+            rows = await self._postgres.fetch(_AFFECTED, tenants, keys)
+            await self._directory.evict([row["prefix"] for row in rows])
