@@ -40,7 +40,7 @@ class Postgres:
         """All rows of a query. ``timeout_s`` overrides the pool's (seconds)."""
         timeout = timeout_s or self._timeout_s
 
-        async def run(connection: asyncpg.Connection[asyncpg.Record]) -> list[asyncpg.Record]:
+        async def run(connection: "asyncpg.Connection[asyncpg.Record]") -> list[asyncpg.Record]:
             return await connection.fetch(query, *args, timeout=timeout)
 
         return await self.run(run, timeout_s=timeout)
@@ -59,7 +59,7 @@ class Postgres:
         """Run a statement and return its command tag."""
         timeout = timeout_s or self._timeout_s
 
-        async def run(connection: asyncpg.Connection[asyncpg.Record]) -> str:
+        async def run(connection: "asyncpg.Connection[asyncpg.Record]") -> str:
             return await connection.execute(query, *args, timeout=timeout)
 
         return await self.run(run, timeout_s=timeout)
@@ -67,7 +67,7 @@ class Postgres:
     async def transaction(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> None:
         """Run statements in one transaction: all of them or none."""
 
-        async def run(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        async def run(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
             async with connection.transaction():
                 for query, args in statements:
                     await connection.execute(query, *args, timeout=self._timeout_s)
@@ -92,7 +92,8 @@ class Postgres:
 
         try:
             return await in_asyncio(call)
-        except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            # The last is what a connection says whose server ended it while it was idle.
             raise StoreUnavailable("postgres", type(error).__name__) from error
         except asyncpg.PostgresError as error:
             if (error.sqlstate or "XX").startswith(_SERVER_CLASSES):
