@@ -1,0 +1,37 @@
+"""The names of admission's keys in Redis.
+
+All of a tenant's keys carry its id as hash tag, so that a script's keys lie on one node of a cluster.
+"""
+
+INSTANCES = "gateway:instances"
+
+
+def instance_tenants(instance: str) -> str:
+    """The set of tenants for which an instance ever admitted: where to look when it is dead."""
+    return f"gateway:instance:{instance}:tenants"
+
+
+def rpm(tenant_id: str, key_id: str | None = None) -> str:
+    return f"gateway:{{{tenant_id}}}:rpm" + (f":{key_id}" if key_id else "")
+
+
+def slots(tenant_id: str, key_id: str | None = None) -> str:
+    return f"gateway:{{{tenant_id}}}:slots" + (f":{key_id}" if key_id else "")
+
+
+def leases(tenant_id: str, instance: str) -> str:
+    return f"gateway:{{{tenant_id}}}:leases:{instance}"
+
+
+def rows(tenant_id: str, instance: str) -> str:
+    return f"gateway:{{{tenant_id}}}:rows:{instance}"
+
+
+def aborted(tenant_id: str, request_id: str) -> str:
+    return f"gateway:{{{tenant_id}}}:aborted:{request_id}"
+
+
+def budget(tenant_id: str, key_id: str | None, period: str, start: int) -> str:
+    """The budget counter of a tenant (``key_id`` None) or a key in the period that starts at ``start``."""
+    scope = f"k:{key_id}" if key_id else "t"
+    return f"gateway:{{{tenant_id}}}:budget:{scope}:{period}:{start}"

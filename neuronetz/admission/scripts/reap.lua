@@ -1,0 +1,46 @@
+-- Take over what a dead instance left in one tenant: free slots and reservations of its leases, hand its audit
+-- rows to the reaper. Bounded; the caller repeats it until nothing is left.
+--
+-- KEYS  1 leases of the dead  2 rows of the dead  3 rows of the reaper  4 slots of the tenant
+-- ARGV  1 at most so many leases and rows  2 the name of a key's slots without the key's id
+--       3... request ids of the rows of the reply before: they have arrived and are dropped here
+-- Reply: leases left, then request id and row, in turns. A row is dropped from the dead's only when the next
+-- call says that it arrived: a reply that is lost loses no row. The same row may thus be handed over twice.
+
+local batch = tonumber(ARGV[1])
+
+if #ARGV > 2 then
+  redis.call('HDEL', KEYS[2], unpack(ARGV, 3))
+end
+
+local function release(counter, generation, reserved)
+  if counter == '' then
+    return
+  end
+  local fields = redis.call('HMGET', counter, 'reserved', 'generation')
+  if fields[2] and fields[2] == generation then
+    redis.call('HINCRBY', counter, 'reserved', 0 - math.min(tonumber(reserved), tonumber(fields[1])))
+  end
+end
+
+-- A key's slots and the counters are named by the leases alone; they carry the tag of KEYS.
+local leases = redis.call('HRANDFIELD', KEYS[1], batch, 'WITHVALUES')
+for index = 1, #leases, 2 do
+  local id = leases[index]
+  local key_id, reserved, tenant_counter, tenant_generation, key_counter, key_generation =
+    leases[index + 1]:match('^([^|]*)|[^|]*|([^|]*)|[^|]*|[^|]*|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
+  redis.call('HDEL', KEYS[1], id)
+  redis.call('SREM', KEYS[4], id)
+  redis.call('SREM', ARGV[2] .. key_id, id)
+  release(tenant_counter, tenant_generation, reserved)
+  release(key_counter, key_generation, reserved)
+end
+
+local rows = redis.call('HRANDFIELD', KEYS[2], batch, 'WITHVALUES')
+local answer = { redis.call('HLEN', KEYS[1]) }
+for index = 1, #rows, 2 do
+  redis.call('HSET', KEYS[3], rows[index], rows[index + 1])
+  answer[#answer + 1] = rows[index]
+  answer[#answer + 1] = rows[index + 1]
+end
+return answer
