@@ -1,0 +1,62 @@
+"""The rows' copies in Redis, which outlive this process: removed once PostgreSQL has the row."""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import structlog
+import trio
+
+from neuronetz.errors import StoreUnavailable
+from neuronetz.stores.redis import Redis
+
+log = structlog.get_logger("neuronetz.audit")
+
+# Copies beyond this many are forgotten and stay in Redis: harmless, since rows are idempotent.
+REMEMBERED = 10_000
+BATCH = 512
+
+
+def rows_key(tenant_id: str, instance: str) -> str:
+    """The hash of a tenant's rows, by request id, that ``instance`` owns."""
+    return f"gateway:{{{tenant_id}}}:rows:{instance}"
+
+
+class Copies:
+    """Copies to remove, best effort: those that Redis did not take are tried again with the next ones."""
+
+    def __init__(self, redis: Redis, instance: str) -> None:
+        self._redis = redis
+        self._instance = instance
+        self._pending: dict[tuple[str, str], None] = {}
+        self._arrived = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def superfluous(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Note rows, as ``(tenant_id, request_id)``, whose copies are to go."""
+        for row in rows:
+            if len(self._pending) < REMEMBERED:
+                self._pending[row] = None
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Remove copies until cancelled; apart from the commits, which must not wait for a slow Redis."""
+        while True:
+            await self._arrived.wait()
+            self._arrived = trio.Event()
+            await self.remove()
+
+    async def remove(self) -> None:
+        """Remove what is noted. Cancelled or without Redis, the rest stays noted."""
+        while batch := list(islice(self._pending, BATCH)):
+            fields: dict[str, list[str]] = {}
+            for tenant_id, request_id in batch:
+                fields.setdefault(rows_key(tenant_id, self._instance), []).append(request_id)
+            try:
+                await self._redis.pipeline([("HDEL", key, *ids) for key, ids in fields.items()])
+            except StoreUnavailable as error:
+                log.warning("audit.copies_left", reason=error.reason, copies=len(self._pending))
+                return
+            for row in batch:
+                self._pending.pop(row, None)
