@@ -1,1 +1,280 @@
-"""The gateway."""
+"""The composition root: builds every room and nests their lifetimes, which is the order of shutdown.
+
+stores: PostgreSQL pool, Redis client, httpx client
+    recorder (commits audit rows; last to stop: it drains)
+        services, each supervised
+            servers: the gateway's and the metrics' listener
+                a request: the exchange's nursery
+"""
+
+import math
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import structlog
+import trio
+
+from neuronetz.access.directory import Directory
+from neuronetz.access.keys import Hasher
+from neuronetz.access.revocation import PolicyListener
+from neuronetz.admission.admission import Admission
+from neuronetz.admission.reaper import Reaper
+from neuronetz.audit.partitions import Partitions
+from neuronetz.audit.recorder import Recorder
+from neuronetz.dialects.ollama import BodyPolicy
+from neuronetz.errors import StoreUnavailable
+from neuronetz.exchange.exchange import Rooms
+from neuronetz.exchange.reads import Reads
+from neuronetz.exchange.registry import Registry
+from neuronetz.models.discovery import Discovery
+from neuronetz.services import ServiceBoard, supervise
+from neuronetz.settings import Settings
+from neuronetz.stores.postgres import Postgres, open_postgres
+from neuronetz.stores.redis import Redis, open_redis
+from neuronetz.telemetry.metrics import Metrics
+from neuronetz.upstream.breaker import Breaker
+from neuronetz.upstream.ollama import Upstream, open_upstream
+from neuronetz.web.asgi import FrontDoor
+from neuronetz.web.metrics import MetricsPage
+from neuronetz.web.pages import Readiness, make_pages
+from neuronetz.web.server import Server, open_server
+
+log = structlog.get_logger("neuronetz.gateway")
+
+# How long a start waits for the first heartbeat and the first look at the models. The gateway starts
+# without them, and denies until they are there.
+_START_PATIENCE_S = 3.0
+
+
+class Gateway:
+    """A gateway process: its rooms, its services' health, and, while it runs, its addresses."""
+
+    def __init__(self, settings: Settings, postgres: Postgres, redis: Redis, upstream: Upstream) -> None:
+        self.settings = settings
+        self.instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.metrics = Metrics()
+        self.board = ServiceBoard()
+        self.base_url = self.metrics_url = ""
+        self._server: Server | None = None
+        self._postgres = postgres
+        self._redis = redis
+        self._upstream = upstream
+        self.recorder = Recorder(
+            postgres,
+            redis,
+            instance=self.instance,
+            capacity=settings.audit_ring,
+            commit_timeout_s=settings.audit_commit_timeout_s,
+        )
+        self.registry = Registry()
+        self.directory = Directory(
+            postgres,
+            redis,
+            Hasher(
+                settings.argon2_time_cost,
+                settings.argon2_memory_kib,
+                settings.argon2_parallelism,
+                settings.argon2_workers,
+                settings.argon2_waiting,
+            ),
+            cache_ttl_s=settings.key_cache_ttl_s,
+        )
+        self.admission = Admission(
+            redis,
+            postgres,
+            instance=self.instance,
+            cleanup_timeout_s=settings.cleanup_timeout_s,
+            store_timeout_s=settings.store_timeout_s,
+        )
+        # Nothing is admitted before the first heartbeat: the leases of an instance that nobody knows would
+        # be nobody's to reap.
+        self.admission.alive_until = -math.inf
+        self.reaper = Reaper(
+            redis,
+            instance=self.instance,
+            admission=self.admission,
+            adopt=self.recorder.adopt,
+            heartbeat_s=settings.heartbeat_s,
+            dead_after_s=settings.dead_after_s,
+        )
+        self.listener = PolicyListener(settings.database_url, postgres, self.directory, self.registry.revoke)
+        self.discovery = Discovery(
+            partial(upstream.fetch, "GET", "/api/tags", timeout_s=5.0, limit=settings.max_reply_bytes),
+            redis,
+            interval_s=settings.model_discovery_interval_s,
+            ttl_s=settings.model_discovery_cache_ttl_s,
+            remote_models=settings.remote_models,
+        )
+        self.breaker = Breaker(failures=settings.breaker_failures, open_s=settings.breaker_open_s)
+        self.partitions = Partitions(postgres)
+        self.rooms = Rooms(
+            settings=settings,
+            instance=self.instance,
+            directory=self.directory,
+            admission=self.admission,
+            discovery=self.discovery,
+            upstream=upstream,
+            breaker=self.breaker,
+            recorder=self.recorder,
+            registry=self.registry,
+            reads=Reads(upstream, self.discovery, show_full=settings.show_full),
+            body_policy=BodyPolicy.of(settings),
+            metrics=self.metrics,
+        )
+
+    async def run(
+        self, stop: trio.Event, task_status: "trio.TaskStatus[Gateway]" = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until ``stop`` is set, then drain: no new requests, running ones get the drain's time.
+
+        Reports itself as started once it serves. Raises ``OSError`` when an address is taken. When
+        cancelled it ends at once, each request unwinding within the clean-up's time.
+        """
+        front_door = FrontDoor(self.rooms, make_pages(self.readiness))
+        bind = partial(open_server, write_timeout_s=self.settings.write_timeout_s)
+        async with (
+            self._recording(),
+            self._services(),
+            bind(
+                MetricsPage(self.exposition),
+                self.settings.metrics_host,
+                self.settings.metrics_port,
+                max_connections=64,
+            ) as metrics_server,
+            bind(
+                front_door,
+                self.settings.listen_host,
+                self.settings.listen_port,
+                max_connections=self.settings.max_connections,
+            ) as server,
+        ):
+            self.base_url = _url(self.settings.listen_host, server.port)
+            self.metrics_url = _url(self.settings.metrics_host, metrics_server.port) + "/metrics"
+            log.info("gateway.ready", base_url=self.base_url, metrics_url=self.metrics_url, instance=self.instance)
+            self._server = server
+            task_status.started(self)
+            await stop.wait()
+            await self._drain(server)
+
+    async def _drain(self, server: Server) -> None:
+        log.info("gateway.draining", exchanges=len(self.registry), patience_s=self.settings.drain_timeout_s)
+        await server.stop_accepting()
+        with trio.move_on_after(self.settings.drain_timeout_s):
+            await self.registry.wait_idle()
+        self.registry.stop_all()
+        with trio.move_on_after(self.settings.cleanup_timeout_s):
+            await self.registry.wait_idle()
+        log.info("gateway.drained", exchanges=len(self.registry))
+
+    @asynccontextmanager
+    async def _recording(self) -> AsyncIterator[None]:
+        """The recorder's lifetime: it goes on, uncancelled, until the requests within have handed in rows."""
+        async with trio.open_nursery() as nursery:
+            keep = trio.CancelScope(shield=True)
+            nursery.start_soon(self._run_shielded, keep)
+            try:
+                yield
+            finally:
+                left = await self.recorder.drain(self.settings.audit_commit_timeout_s)
+                keep.cancel()
+                await self.reaper.retire()
+                if left:
+                    log.error("audit.rows_left", rows=left)
+
+    async def _run_shielded(self, keep: trio.CancelScope) -> None:
+        with keep:
+            await supervise("recorder", self.recorder.run, self.board)
+
+    @asynccontextmanager
+    async def _services(self) -> AsyncIterator[None]:
+        services: dict[str, Callable[[], Awaitable[None]]] = {
+            "heartbeat": self.reaper.run,
+            "discovery": self.discovery.run,
+            "policy_listener": self.listener.run,
+            "settlement": self.admission.settle_unsettled,
+            "partitions": self.partitions.run,
+        }
+        async with trio.open_nursery() as nursery:
+            for name, run in services.items():
+                nursery.start_soon(supervise, name, run, self.board)
+            with trio.move_on_after(_START_PATIENCE_S):
+                await self.reaper.started.wait()
+                await self.discovery.wait_until_known(_START_PATIENCE_S)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+
+    async def readiness(self) -> Readiness:
+        """Ask the stores, and gather what the services say of themselves. At most about two seconds."""
+        checks: dict[str, str] = {}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_check, checks, "postgres", partial(self._postgres.fetchval, "SELECT 1"))
+            nursery.start_soon(_check, checks, "redis", partial(self._redis.command, "PING"))
+        checks["audit"] = "deny_mode" if self.recorder.deny_mode else "ok"
+        checks["models"] = "ok" if self.discovery.fresh else "stale"
+        checks["upstream"] = "ok" if self.breaker.state == "closed" else f"breaker_{self.breaker.state}"
+        services = {
+            entry.name: entry.state if entry.state == "running" else f"{entry.state}: {entry.reason}"
+            for entry in self.board.services.values()
+        }
+        down = any(checks[name] != "ok" for name in ("postgres", "redis", "audit"))
+        weak = any(value != "ok" for value in checks.values()) or any(v != "running" for v in services.values())
+        return Readiness("unavailable" if down else "degraded" if weak else "ready", checks, services)
+
+    @property
+    def connections(self) -> int:
+        """Connections that clients have open now."""
+        return self._server.open if self._server is not None else 0
+
+    def exposition(self) -> bytes:
+        """The metrics, with the gauges read now."""
+        metrics = self.metrics
+        metrics.connections.set(self.connections)
+        metrics.leases.set(self.admission.held)
+        metrics.unsettled.set(len(self.admission.unsettled))
+        metrics.ring.set(self.recorder.waiting)
+        metrics.ring_capacity.set(self.recorder.capacity)
+        metrics.deny_mode.set(self.recorder.deny_mode)
+        metrics.models.set(len(self.discovery.discovered()))
+        for state in ("closed", "open", "half_open"):
+            metrics.breaker.labels(state).set(self.breaker.state == state)
+        for entry in self.board.services.values():
+            metrics.service_up.labels(entry.name).set(entry.state == "running")
+            metrics.service_restarts.labels(entry.name).set(entry.restarts)
+        return metrics.exposition()
+
+
+async def _check(checks: dict[str, str], name: str, ask: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await ask()
+        checks[name] = "ok"
+    except StoreUnavailable as error:
+        checks[name] = error.reason
+
+
+def _url(host: str, port: int) -> str:
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
+    """A gateway with its stores open, ready to ``run``. A ``trio_asyncio.open_loop()`` must be running."""
+    async with (
+        open_postgres(
+            settings.database_url, size=settings.postgres_pool, timeout_s=settings.store_timeout_s
+        ) as postgres,
+        open_redis(settings.redis_url, size=settings.redis_pool, timeout_s=settings.store_timeout_s) as redis,
+        open_upstream(
+            settings.ollama_url,
+            connect_timeout_s=settings.connect_timeout_s,
+            first_byte_timeout_s=settings.first_byte_timeout_s,
+            chunk_timeout_s=settings.chunk_timeout_s,
+        ) as upstream,
+    ):
+        yield Gateway(settings, postgres, redis, upstream)

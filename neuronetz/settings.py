@@ -6,7 +6,7 @@ seconds (``_s``), sizes in bytes (``_bytes``), token counts in tokens.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from neuronetz.errors import SettingsError
@@ -25,8 +25,9 @@ class Settings(BaseSettings):
     redis_url: str
     ollama_url: str
 
-    host: str = "127.0.0.1"
-    port: Port = 8080
+    # Not HOST and PORT: shells and platforms set those for their own ends.
+    listen_host: str = "127.0.0.1"
+    listen_port: Port = 8080
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 9464
 
@@ -97,6 +98,12 @@ class Settings(BaseSettings):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
 
+    @model_validator(mode="after")
+    def _beats_before_death(self) -> Self:
+        if self.heartbeat_s * 2 > self.dead_after_s:
+            raise ValueError("DEAD_AFTER_S: must be at least twice HEARTBEAT_S")
+        return self
+
     @classmethod
     def load(cls, **overrides: object) -> Self:
         """Settings from the environment, with ``overrides`` on top.
@@ -108,6 +115,6 @@ class Settings(BaseSettings):
             return cls(**overrides)  # type: ignore[arg-type]  # pydantic checks the values
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            name = str(first["loc"][0]).upper()
             reason = "is not set" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
-            raise SettingsError(f"{name}: {reason}") from None
+            name = f"{str(first['loc'][0]).upper()}: " if first["loc"] else ""
+            raise SettingsError(name + reason) from None

@@ -38,6 +38,7 @@ class Metrics:
         self.cancellations = Counter(
             "gateway_cancellations_total", "Exchanges cut short, by cause.", ("cause",), registry=self.registry
         )
+        self.connections = Gauge("gateway_connections", "Connections of clients.", registry=self.registry)
         self.leases = Gauge("gateway_leases", "Leases held by this process.", registry=self.registry)
         self.unsettled = Gauge(
             "gateway_settles_pending", "Settles that Redis has not taken yet.", registry=self.registry

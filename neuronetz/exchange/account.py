@@ -1,0 +1,160 @@
+"""What is known of one request: it becomes the audit row, the lease's stub and the metrics."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+
+import structlog
+import trio
+
+from neuronetz.audit.record import AuditRecord, encode
+from neuronetz.dialects.call import Counts
+from neuronetz.errors import GatewayError
+from neuronetz.exchange.outcome import COMPLETED, CUT_SHORT
+from neuronetz.exchange.registry import Running
+from neuronetz.exchange.request import Request
+from neuronetz.policy import Principal
+from neuronetz.telemetry.metrics import NO_MODEL, Metrics
+
+log = structlog.get_logger("neuronetz.exchange")
+
+_ABANDONED = "abandoned"
+_MODEL_NAME_LENGTH = 200
+
+
+class Account:
+    """One request's account. It is concluded once; what comes after the first conclusion changes nothing.
+
+    ``model`` is what the client asked for (shortened), ``served`` the installed model it was given to.
+    """
+
+    def __init__(self, request: Request, principal: Principal, instance: str) -> None:
+        self.request = request
+        self.principal = principal
+        self.model: str | None = None
+        self.served: str | None = None
+        self.stream = False
+        self.counts = Counts(exact=True)
+        self.budget_day: date = request.started_at.date()
+        self.first_byte_at: float | None = None
+        self._instance = instance
+        self._ended: float | None = None
+        self._error: GatewayError | None = None
+
+    @property
+    def concluded(self) -> bool:
+        return self._ended is not None
+
+    @property
+    def error(self) -> GatewayError | None:
+        """Why it did not complete; None while it runs, and where it did."""
+        return self._error
+
+    def asked(self, model: str | None, stream: bool) -> None:
+        """Note what the body asks for."""
+        self.model = model[:_MODEL_NAME_LENGTH].replace("\x00", "") if model is not None else None
+        self.stream = stream
+
+    def charged(self, day: date) -> None:
+        """Note the UTC day whose ledger bears the tokens: the day that admission reserved them in."""
+        self.budget_day = day
+
+    def first_byte(self) -> None:
+        """Note that the client was sent its first byte."""
+        if self.first_byte_at is None:
+            self.first_byte_at = trio.current_time()
+
+    def conclude(self, error: GatewayError | None) -> None:
+        """Fix how it ended; None is success."""
+        if self._ended is None:
+            self._ended = trio.current_time()
+            self._error = error
+
+    @contextmanager
+    def concluding(self, running: Running | None) -> Iterator[None]:
+        """Whatever leaves the block concludes the account, and goes on as it is."""
+        try:
+            yield
+        except GatewayError as error:
+            self.conclude(error)
+            raise
+        except BaseException as error:
+            self.conclude(_reason(error, running))
+            raise
+
+    def stub(self) -> bytes:
+        """The row that stands for this request should its process die before telling how it ended."""
+        return encode(self._record(499, _ABANDONED, Counts()))
+
+    def row(self) -> bytes:
+        """The final row as it waits in Redis."""
+        return encode(self.record())
+
+    def record(self) -> AuditRecord:
+        """The final row."""
+        error = self._error
+        return self._record(error.status if error else 200, error.outcome if error else COMPLETED, self.counts)
+
+    def _record(self, status: int, outcome: str, counts: Counts) -> AuditRecord:
+        request, principal = self.request, self.principal
+        ended = self._ended if self._ended is not None else trio.current_time()
+        return AuditRecord(
+            request_id=request.id,
+            started_at=request.started_at,
+            tenant_id=principal.tenant_id,
+            key_id=principal.key_id,
+            endpoint=request.endpoint,
+            dialect=request.dialect,
+            model=self.served or self.model,
+            stream=self.stream,
+            status=status,
+            outcome=outcome,
+            prompt_tokens=counts.prompt,
+            completion_tokens=counts.completion,
+            tokens_exact=counts.exact,
+            budget_day=self.budget_day,
+            duration_ms=max(0, round((ended - request.arrived) * 1000)),
+            first_byte_ms=(
+                None
+                if self.first_byte_at is None
+                else max(0, round((self.first_byte_at - request.arrived) * 1000))
+            ),
+            client_ip=request.client_ip,
+            instance=self._instance,
+        )
+
+    def publish(self, metrics: Metrics) -> None:
+        """Count the request in the metrics and say in the log how it ended."""
+        record = self.record()
+        tenant, model = self.principal.tenant, self.served or NO_MODEL
+        metrics.requests.labels(tenant, model, str(record.status)).inc()
+        metrics.duration.labels(tenant, model).observe(record.duration_ms / 1000)
+        if record.prompt_tokens:
+            metrics.tokens.labels(tenant, model, "prompt").inc(record.prompt_tokens)
+        if record.completion_tokens:
+            metrics.tokens.labels(tenant, model, "completion").inc(record.completion_tokens)
+        if isinstance(self._error, CUT_SHORT):
+            metrics.cancellations.labels(record.outcome).inc()
+        write = log.debug if self._error is None else log.info
+        write(
+            "request.ended",
+            request_id=record.request_id,
+            tenant=tenant,
+            key=self.principal.prefix,
+            endpoint=record.endpoint,
+            status=record.status,
+            outcome=record.outcome,
+            duration_ms=record.duration_ms,
+        )
+
+
+def _reason(error: BaseException, running: Running | None) -> GatewayError:
+    if running is not None and _is_cancellation(error):
+        return running.reason()
+    return GatewayError()
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)

@@ -1,0 +1,146 @@
+"""The way to the client and back: the bounded body, the watch for its leaving, the chunks sent to it.
+
+An ASGI server's ``send`` cannot be cancelled while the client does not read (hypercorn shields it). Two
+things end it all the same: the connection's own write deadline, and ``watch``, which breaks off the write
+in progress as soon as the exchange is cancelled, so that nobody holds a slot through it.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import trio
+
+from neuronetz.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, ClientStalled, GatewayError
+
+Message = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+
+# A client that is still sending a body which is refused gets this long (seconds), and this many bytes, to
+# read the refusal: a connection that closes over unread data is reset, and the reply lost with it.
+_LINGER_S = 1.0
+_LINGER_BYTES = 4 * 1024 * 1024
+
+
+class Connection(Protocol):
+    """What the server's connection lets a delivery know and do."""
+
+    stalled: bool
+
+    def abort_send(self) -> None: ...
+
+
+class Rendered(NamedTuple):
+    """An error made into a reply."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Delivery:
+    """One reply on its way. ``started`` once its headers were sent, ``ended`` once its last byte was.
+
+    ``render`` makes a reply of an error, in the caller's dialect; ``headers`` go on every reply.
+    """
+
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        connection: Connection,
+        render: Callable[[GatewayError], Rendered],
+        headers: Headers,
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._connection = connection
+        self._render = render
+        self._headers = list(headers)
+        self._body_read = False
+        self.started = False
+        self.ended = False
+
+    def add_headers(self, headers: Mapping[str, str]) -> None:
+        """Have these headers on the reply too."""
+        self._headers.extend((name.encode(), value.encode()) for name, value in headers.items())
+
+    async def body(self, content_length: int | None, limit: int, timeout_s: float) -> bytes:
+        """The whole request body: at most ``limit`` bytes, within ``timeout_s`` seconds.
+
+        Raises ``BodyTooLarge``, ``BodyTimeout`` or ``ClientDisconnected``.
+        """
+        if content_length is not None and content_length > limit:
+            raise BodyTooLarge
+        parts: list[bytes] = []
+        size = 0
+        try:
+            with trio.fail_after(timeout_s):
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnected
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > limit:
+                        raise BodyTooLarge
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        self._body_read = True
+                        return b"".join(parts) if len(parts) > 1 else part
+        except trio.TooSlowError:
+            self._body_read = True  # it is too late for the rest of it
+            raise BodyTimeout from None
+
+    async def watch(self, gone: Callable[[GatewayError], None]) -> None:
+        """Call ``gone`` when the client leaves; runs until cancelled.
+
+        When cancelled, it breaks off a write that is in progress, whatever the server shields.
+        """
+        try:
+            while True:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    gone(ClientStalled() if self._connection.stalled else ClientDisconnected())
+                    await trio.sleep_forever()
+                elif not message.get("more_body", False):
+                    self._body_read = True
+        finally:
+            self._connection.abort_send()
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send the status line and headers."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
+
+    async def send(self, chunk: bytes) -> None:
+        """Send a chunk; returns when the server has taken it, which is when the client's window allows."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def finish(self, chunk: bytes = b"") -> None:
+        """Send the last chunk and end the reply."""
+        self.ended = True
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a reply of known length."""
+        if not self._body_read:
+            await self._linger()
+        await self.start(status, [*headers, (b"content-length", str(len(body)).encode())])
+        await self.finish(body)
+
+    async def refuse(self, error: GatewayError) -> None:
+        """Send an error as the whole reply."""
+        rendered = self._render(error)
+        await self.whole(rendered.status, rendered.headers, rendered.body)
+
+    async def _linger(self) -> None:
+        size = 0
+        with trio.move_on_after(_LINGER_S):
+            while size < _LINGER_BYTES:
+                message = await self._receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    self._body_read = True
+                    return

@@ -1,0 +1,285 @@
+"""The story of a request, from its key to its audit row, in one nursery.
+
+Whatever ends a request (reply complete, client gone, model failed, key revoked, deadline, shutdown, bug)
+unwinds the same blocks in the same order: the upstream stream is closed, which stops the model; the lease is
+settled, which frees the slot and trues up the budget; the account is concluded, which wakes the deferred
+audit task. The end of a reply is held back until the lease is settled, so that a client which has read it
+finds its slot free.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+import trio
+
+from neuronetz.access.directory import Directory
+from neuronetz.admission.admission import Admission, Ask, Lease
+from neuronetz.audit.recorder import Entry, Recorder
+from neuronetz.dialects.call import Call, Counts, Reply, ReplyState
+from neuronetz.dialects.ollama import BodyPolicy, parse_call
+from neuronetz.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    ClientDisconnected,
+    ClientStalled,
+    GatewayError,
+    InvalidRequest,
+    UnsupportedEncoding,
+    UpstreamFailed,
+)
+from neuronetz.exchange.account import Account
+from neuronetz.exchange.delivery import Delivery
+from neuronetz.exchange.outcome import Verdict, verdict
+from neuronetz.exchange.reads import Reads
+from neuronetz.exchange.registry import Registry, Running
+from neuronetz.exchange.request import Request
+from neuronetz.exchange.reservation import Reservation, reserve
+from neuronetz.models.discovery import Discovery
+from neuronetz.policy import Principal
+from neuronetz.settings import Settings
+from neuronetz.telemetry.metrics import Metrics
+from neuronetz.upstream.breaker import Breaker
+from neuronetz.upstream.ollama import Upstream
+
+log = structlog.get_logger("neuronetz.exchange")
+
+_LARGE_BODY_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What every exchange works with; made once for the process."""
+
+    settings: Settings
+    instance: str
+    directory: Directory
+    admission: Admission
+    discovery: Discovery
+    upstream: Upstream
+    breaker: Breaker
+    recorder: Recorder
+    registry: Registry
+    reads: Reads
+    body_policy: BodyPolicy
+    metrics: Metrics
+    parsers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(2))
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ends a reply: its last bytes, held back until the lease is settled."""
+
+    content_type: str
+    body: bytes
+
+
+class Exchange:
+    """One request's way through the gateway."""
+
+    def __init__(self, rooms: Rooms, request: Request, delivery: Delivery) -> None:
+        self._rooms = rooms
+        self._request = request
+        self._delivery = delivery
+        self._reply: Reply | None = None
+
+    async def run(self) -> None:
+        """Answer the request.
+
+        Raises ``GatewayError`` only before there is anything to audit: ``Unauthenticated``,
+        ``Unavailable`` when the key cannot be checked, ``AuditDenied`` in deny mode. After that the
+        client has been answered as far as it can be, and the row is in the recorder's hands. When
+        cancelled from outside it unwinds within the settings' clean-up time and lets the cancellation
+        pass.
+        """
+        rooms, request = self._rooms, self._request
+        principal = await rooms.directory.authenticate(request.authorization)
+        account = Account(request, principal, rooms.instance)
+        deadline = request.arrived + rooms.settings.exchange_timeout_s
+        with (
+            rooms.recorder.open() as entry,
+            rooms.registry.track(principal.prefix, deadline) as running,
+            running.scope,
+        ):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rooms.recorder.commit_when_known, entry)
+                watch = trio.CancelScope()
+                try:
+                    await self._answer(account, entry, running, nursery, watch)
+                finally:
+                    watch.cancel()
+
+    async def _answer(
+        self, account: Account, entry: Entry, running: Running, nursery: trio.Nursery, watch: trio.CancelScope
+    ) -> None:
+        delivery = self._delivery
+        try:
+            with account.concluding(running):
+                call = await self._read_call(account)
+                nursery.start_soon(self._watch, running, watch)
+                ending = await self._govern(account, call, running)
+            account.conclude(None)
+        except GatewayError as error:
+            self._recorded(account, entry, running)
+            await self._refuse(error)
+        except Exception:
+            log.exception("exchange.failed", request_id=account.request.id)
+            self._recorded(account, entry, running)
+            await self._refuse(GatewayError())
+        except BaseException:
+            self._recorded(account, entry, running)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + self._cleanup_s):
+                await self._refuse(account.error or GatewayError())
+            raise
+        else:
+            self._recorded(account, entry, running)
+            if delivery.started:
+                await delivery.finish(ending.body)
+            else:
+                await delivery.whole(200, [(b"content-type", ending.content_type.encode())], ending.body)
+
+    @property
+    def _cleanup_s(self) -> float:
+        return self._rooms.settings.cleanup_timeout_s
+
+    async def _watch(self, running: Running, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._delivery.watch(running.stop)
+
+    def _recorded(self, account: Account, entry: Entry, running: Running) -> None:
+        # What is left is to tell the client; that it was the deadline which ended the exchange must not
+        # keep the reply from being sent. It holds nothing but its connection.
+        running.scope.deadline = trio.current_time() + self._rooms.settings.exchange_timeout_s
+        entry.finish(account.record())
+        account.publish(self._rooms.metrics)
+
+    async def _refuse(self, error: GatewayError) -> None:
+        """Tell the client, in its dialect, what went wrong: as a reply, or as the end of one that has begun."""
+        if self._delivery.ended or isinstance(error, (ClientDisconnected, ClientStalled)):
+            return
+        if self._delivery.started and self._reply is not None:
+            await self._delivery.finish(self._reply.error_tail(error))
+        elif not self._delivery.started:
+            await self._delivery.refuse(error)
+
+    async def _read_call(self, account: Account) -> "Call | GatewayError | None":
+        """The checked call; or what is wrong with the body, to be told only after admission."""
+        request, settings = self._request, self._rooms.settings
+        if request.refusal is not None or not request.has_body:
+            return None
+        if request.content_encoding not in (None, "", "identity"):
+            return UnsupportedEncoding()
+        limit = min(settings.max_body_bytes, account.principal.max_body_bytes or settings.max_body_bytes)
+        try:
+            data = await self._delivery.body(request.content_length, limit, settings.body_timeout_s)
+        except (BodyTooLarge, BodyTimeout) as problem:
+            return problem
+        call = await self._parse(data)
+        account.asked(call.model, call.stream)
+        return call
+
+    async def _parse(self, data: bytes) -> Call:
+        parse = partial(parse_call, self._request.action, data, self._rooms.body_policy)
+        if len(data) < _LARGE_BODY_BYTES:
+            return parse()
+        # A large body takes long enough to parse to hold up every other stream of this thread.
+        return await trio.to_thread.run_sync(parse, limiter=self._rooms.parsers)
+
+    async def _govern(self, account: Account, call: "Call | GatewayError | None", running: Running) -> Ending:
+        """Admit the request, check what it asks for, and carry it out, all under its lease."""
+        principal, request = account.principal, self._request
+        reservation = self._reservation(principal, call)
+        ask = Ask(
+            request_id=request.id,
+            principal=principal,
+            slot=request.inference,
+            prompt_estimate=_estimate(call),
+            predict=reservation.wanted,
+            predict_min=reservation.least,
+        )
+        async with self._rooms.admission.lease(ask, stub=account.stub(), final_row=account.row) as lease:
+            account.charged(lease.budget_day)
+            self._delivery.add_headers(lease.headers)
+            with account.concluding(running):
+                try:
+                    ending = await self._carry_out(account, call, lease, reservation)
+                finally:
+                    lease.used(account.counts.prompt, account.counts.completion)
+            account.conclude(None)
+        return ending
+
+    def _reservation(self, principal: Principal, call: "Call | GatewayError | None") -> Reservation:
+        if call is None or isinstance(call, GatewayError) or call.problem is not None:
+            return Reservation(0, 0, False)
+        return reserve(
+            principal,
+            generates=call.generates,
+            asked=call.asked_predict,
+            default_cap=self._rooms.settings.default_max_predict,
+        )
+
+    async def _carry_out(
+        self, account: Account, call: "Call | GatewayError | None", lease: Lease, reservation: Reservation
+    ) -> Ending:
+        request, rooms = self._request, self._rooms
+        if request.refusal is not None:
+            raise request.refusal
+        if isinstance(call, GatewayError):
+            raise call
+        if call is None:
+            return Ending(
+                "application/json; charset=utf-8", await rooms.reads.answer(request.action, account.principal)
+            )
+        if call.model is None:
+            raise call.problem or InvalidRequest("model is required", param="model")
+        model = rooms.discovery.resolve(account.principal, call.model)
+        account.served = model
+        if call.problem is not None:
+            raise call.problem
+        body = call.upstream_body(model, lease.predict if reservation.written else None)
+        if not request.inference:
+            return Ending("application/json; charset=utf-8", await rooms.reads.show(body))
+        return await self._relay(call, body, account)
+
+    async def _relay(self, call: Call, body: bytes, account: Account) -> Ending:
+        """Pass the model's reply on as it comes; return its end."""
+        self._reply = reply = call.reply()
+        heard = False
+        with self._rooms.breaker.attempt() as attempt:
+            try:
+                async with self._rooms.upstream.stream(call.upstream_path, body) as stream:
+                    while True:
+                        data = await stream.read()
+                        if data and not heard:
+                            heard = True
+                            attempt.answering()
+                        passed_on = reply.feed(data) if data else reply.eof()
+                        if reply.state is ReplyState.FINISHED:
+                            await stream.drain()
+                            break
+                        if passed_on:
+                            await self._pass_on(passed_on, reply, account)
+                        if reply.state is ReplyState.FAILED:
+                            raise UpstreamFailed(retry_after=1.0)
+            except GatewayError as error:
+                if verdict(error) is Verdict.FAILURE:
+                    attempt.failure()
+                raise
+            finally:
+                # Before its first byte the upstream has reported nothing, and nothing is charged.
+                account.counts = reply.counts if heard else Counts()
+            attempt.success()
+        account.first_byte()
+        return Ending(reply.content_type, passed_on)
+
+    async def _pass_on(self, chunk: bytes, reply: Reply, account: Account) -> None:
+        if not self._delivery.started:
+            await self._delivery.start(200, [(b"content-type", reply.content_type.encode())])
+            account.first_byte()
+        await self._delivery.send(chunk)
+
+
+def _estimate(call: "Call | GatewayError | None") -> int:
+    if call is None or isinstance(call, GatewayError) or call.problem is not None:
+        return 0
+    return call.prompt_estimate

@@ -1,0 +1,105 @@
+"""The front door: pages to Quart-Trio, everything else to an exchange.
+
+The proxy path is a plain ASGI callable and no Quart view: between a view's return and its body's iteration
+lies a gap in which a cancellation would leak what the view acquired.
+"""
+
+import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import structlog
+
+from neuronetz.errors import GatewayError, Unauthenticated, Unavailable
+from neuronetz.exchange.delivery import Connection, Delivery, Receive, Send
+from neuronetz.exchange.exchange import Exchange, Rooms
+from neuronetz.exchange.request import Request
+from neuronetz.web.replies import render
+from neuronetz.web.routes import Kind, Match, match
+
+log = structlog.get_logger("neuronetz.web")
+
+Scope = dict[str, Any]
+Pages = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class FrontDoor:
+    """The ASGI application. ``pages`` is the Quart-Trio application that serves what needs no key."""
+
+    def __init__(self, rooms: Rooms, pages: Pages) -> None:
+        self._rooms = rooms
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Nothing but a cancellation leaves it."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        if scope["type"] != "http":
+            return
+        found = match(scope["method"], scope["path"])
+        if found.route is not None and found.route.kind is Kind.PAGE and found.refusal is None:
+            await self._pages(scope, receive, send)
+            return
+        request = _request(scope, found)
+        connection: Connection = scope["state"]["connection"]
+        delivery = Delivery(
+            receive,
+            send,
+            connection,
+            partial(render, dialect=found.dialect),
+            [(b"x-request-id", request.id.encode())],
+        )
+        try:
+            await Exchange(self._rooms, request, delivery).run()
+        except GatewayError as error:
+            await self._refuse_stranger(error, request, delivery)
+        except Exception:
+            # Reached only when a part of the exchange that cannot fail has failed: its client was
+            # answered where that was possible, and its row is on its way.
+            log.exception("front_door.failed", request_id=request.id)
+
+    async def _refuse_stranger(self, error: GatewayError, request: Request, delivery: Delivery) -> None:
+        """Before there is a key there is no row to write: count it, say it in the log, answer."""
+        if isinstance(error, Unauthenticated):
+            self._rooms.metrics.unauthenticated.inc()
+        log.info(
+            "request.refused",
+            request_id=request.id,
+            outcome=error.outcome,
+            status=error.status,
+            client=request.client_ip,
+            dependency=error.dependency if isinstance(error, Unavailable) else None,
+            reason=getattr(error.__cause__, "reason", None),
+        )
+        await delivery.refuse(error)
+
+
+def _request(scope: Scope, found: Match) -> Request:
+    authorization: str | None = None
+    several = False
+    length: int | None = None
+    encoding: str | None = None
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            several = several or authorization is not None
+            authorization = value.decode("latin-1")
+        elif name == b"content-length":
+            length = int(value) if value.isdigit() else None
+        elif name == b"content-encoding":
+            encoding = value.decode("latin-1").strip().lower()
+    route = found.route
+    return Request(
+        id=str(uuid.uuid4()),
+        action=route.action if route is not None else "",
+        endpoint=found.endpoint,
+        dialect=found.dialect,
+        authorization=None if several else authorization,
+        content_length=length,
+        content_encoding=encoding,
+        client_ip=scope["client"][0] if scope.get("client") else None,
+        has_body=route is not None and route.has_body,
+        inference=route is not None and route.kind is Kind.INFERENCE and found.refusal is None,
+        refusal=found.refusal,
+    )

@@ -1,0 +1,179 @@
+"""Hypercorn's trio worker, behind listeners of our own.
+
+Hypercorn writes to a client inside a shielded scope without a deadline: a client that stops reading holds
+its handler for as long as it likes. So each accepted stream is wrapped in a ``Connection``, which puts a
+deadline on every write and can break one off. ``TCPServer`` and ``WorkerContext`` are hypercorn's
+internals: the version is pinned, and a test guards what is used of them.
+"""
+
+import contextlib
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+
+# One write's deadline counts for this many bytes (at most), so that a large reply to a slow but steady
+# reader is not mistaken for a stall.
+_SLICE_BYTES = 64 * 1024
+
+_IDLE_S = 75.0
+_HEADER_BYTES = 64 * 1024
+
+
+class Connection(trio.abc.HalfCloseableStream):
+    """An accepted socket whose writes end: after ``write_timeout_s`` seconds without progress, or on demand.
+
+    A write that was broken off leaves a torn reply, so the connection is then reset, and every further
+    write raises ``trio.BrokenResourceError`` at once. ``stalled`` says that the deadline did it.
+    """
+
+    def __init__(self, stream: trio.SocketStream, write_timeout_s: float) -> None:
+        self._stream = stream
+        self._write_timeout_s = write_timeout_s
+        self._writing: trio.CancelScope | None = None
+        self._broken = False
+        self.stalled = False
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        return self._stream.socket
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._broken:
+            raise trio.BrokenResourceError("an earlier write was broken off")
+        with memoryview(data) as view:
+            for start in range(0, len(view), _SLICE_BYTES):
+                await self._send_slice(view[start : start + _SLICE_BYTES])
+
+    async def _send_slice(self, piece: memoryview) -> None:
+        deadline = trio.current_time() + self._write_timeout_s
+        with trio.CancelScope(deadline=deadline) as scope:
+            self._writing = scope
+            try:
+                await self._stream.send_all(piece)
+            finally:
+                self._writing = None
+        if scope.cancelled_caught:
+            self._broken = True
+            self.stalled = trio.current_time() >= deadline
+            self._reset_on_close()
+            raise trio.BrokenResourceError("the client does not read")
+
+    def abort_send(self) -> None:
+        """Break off the write in progress, if there is one. Never blocks, never raises."""
+        if self._writing is not None:
+            self._writing.cancel()
+
+    def _reset_on_close(self) -> None:
+        with contextlib.suppress(OSError):  # already gone, which is what it is for
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        if self._broken:
+            raise trio.BrokenResourceError("an earlier write was broken off")
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _configure(listener: trio.SocketListener, write_timeout_s: float) -> None:
+    """Socket options that accepted sockets inherit: a peer that has vanished without a word is found."""
+    sock = listener.socket
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_USER_TIMEOUT", int(write_timeout_s * 1000)),
+        ("TCP_KEEPIDLE", 30),
+        ("TCP_KEEPINTVL", 10),
+        ("TCP_KEEPCNT", 3),
+    ):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+class Server:
+    """A running HTTP server. ``port`` is the one that was bound; ``open`` counts its connections."""
+
+    def __init__(self, listeners: list[trio.SocketListener], app: Any, write_timeout_s: float, limit: int) -> None:
+        self._listeners = listeners
+        self._app = ASGIWrapper(app)
+        self._write_timeout_s = write_timeout_s
+        self._limit = limit
+        self.open = 0
+        self._context = WorkerContext(None)
+        self._accepting = trio.CancelScope()
+        self._config = Config()
+        self._config.errorlog = logging.getLogger("neuronetz.hypercorn")
+        self._config.accesslog = None
+        self._config.include_server_header = False
+        self._config.keep_alive_timeout = _IDLE_S
+        self._config.keep_alive_max_requests = 1_000_000
+        self._config.h11_max_incomplete_size = _HEADER_BYTES
+        address = listeners[0].socket.getsockname()
+        self.port: int = address[1]
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Accept and serve until ``stop_accepting`` was called and the last connection is gone, or cancelled."""
+        async with trio.open_nursery() as connections:
+            with self._accepting:
+                task_status.started()
+                await trio.serve_listeners(self._serve, self._listeners, handler_nursery=connections)
+
+    async def stop_accepting(self) -> None:
+        """Close the listeners, and connections as they become idle; requests under way go on."""
+        self._accepting.cancel()
+        for listener in self._listeners:
+            await listener.aclose()
+        await self._context.terminated.set()
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        if self.open >= self._limit:
+            await trio.aclose_forcefully(stream)
+            return
+        connection = Connection(stream, self._write_timeout_s)
+        state: Any = {"connection": connection}
+        self.open += 1
+        try:
+            await TCPServer(self._app, self._config, self._context, state, connection)  # type: ignore[arg-type]
+        except Exception:
+            # One connection's failure is its own: the server goes on.
+            logging.getLogger("neuronetz.server").exception("connection failed")
+        finally:
+            self.open -= 1
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 0.5):
+                await connection.aclose()
+
+
+@contextlib.asynccontextmanager
+async def open_server(
+    app: Callable[..., Any],
+    host: str,
+    port: int,
+    *,
+    write_timeout_s: float,
+    max_connections: int,
+) -> AsyncIterator[Server]:
+    """Bind, serve, and on leaving cut what is left. Port 0 picks a free one; raises ``OSError`` if it is taken."""
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    for listener in listeners:
+        _configure(listener, write_timeout_s)
+    server = Server(listeners, app, write_timeout_s, max_connections)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        try:
+            yield server
+        finally:
+            nursery.cancel_scope.cancel()

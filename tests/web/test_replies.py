@@ -1,0 +1,59 @@
+"""Typed errors become the right reply in the caller's dialect, with nothing more in it."""
+
+import inspect
+import json
+
+import pytest
+
+from neuronetz import errors
+from neuronetz.errors import GatewayError
+from neuronetz.web.replies import render
+
+ALL = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, GatewayError) and kind not in (errors.MethodNotAllowed, errors.Unavailable)
+]
+
+
+def headers_of(error: GatewayError, dialect: str = "ollama") -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in render(error, dialect).headers}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_native_errors_are_one_object_with_one_text(kind: type[GatewayError]) -> None:
+    rendered = render(kind(), "ollama")
+    assert rendered.status == kind.status
+    assert json.loads(rendered.body) == {"error": kind.default}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_openai_errors_are_an_error_object(kind: type[GatewayError]) -> None:
+    body = json.loads(render(kind(), "openai").body)
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+
+
+def test_retry_after_is_whole_seconds_rounded_up() -> None:
+    assert headers_of(errors.RateLimited(retry_after=0.2))["retry-after"] == "1"
+    assert headers_of(errors.RateLimited(retry_after=12.1))["retry-after"] == "13"
+
+
+def test_an_exhausted_budget_says_that_a_retry_cannot_help() -> None:
+    assert headers_of(errors.BudgetExhausted())["x-should-retry"] == "false"
+    assert "x-should-retry" not in headers_of(errors.RateLimited())
+
+
+def test_401_says_how_to_authenticate_and_405_what_is_allowed() -> None:
+    assert headers_of(errors.Unauthenticated())["www-authenticate"].startswith("Bearer")
+    assert headers_of(errors.MethodNotAllowed(("GET", "HEAD")))["allow"] == "GET, HEAD"
+
+
+def test_headers_of_the_refusal_are_passed_on() -> None:
+    error = errors.RateLimited(headers={"x-ratelimit-remaining-requests": "0"})
+    assert headers_of(error)["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_an_unavailable_store_is_not_named_to_the_client() -> None:
+    for store in ("redis", "postgres"):
+        assert render(errors.Unavailable(store), "ollama").body == render(errors.Unavailable("x"), "ollama").body
