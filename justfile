@@ -1,0 +1,37 @@
+# neuronetz: `just` lists the recipes
+
+set positional-arguments
+run := "uv run --locked --all-extras"
+
+# list the recipes
+_default:
+    @just --list --unsorted
+
+# start everything on this machine: stores, a mock Ollama, the gateway, a fresh key
+demo *args:
+    @{{ run }} --no-dev neuronetz demo "$@"
+
+# stop a running demo and remove its data
+demo-down:
+    @{{ run }} --no-dev neuronetz demo --down
+
+# the same stores before your own Ollama: OLLAMA_URL=http://127.0.0.1:11434 just dev
+dev *args:
+    @{{ run }} --no-dev neuronetz dev "$@"
+
+# run the tests (all of them, or what pytest's arguments select)
+test *args:
+    @{{ run }} pytest -n auto "$@"
+
+# format, lint, types, import contracts, tests: what must be green before a commit
+check:
+    @{{ run }} ruff format --check .
+    @{{ run }} ruff check .
+    @{{ run }} mypy
+    @{{ run }} lint-imports
+    @just test
+
+# mend formatting and what the linter can mend
+fix:
+    @{{ run }} ruff format .
+    @{{ run }} ruff check --fix .
