@@ -1,0 +1,48 @@
+"""What the documents say is what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic_core import PydanticUndefined
+
+from neuronetz.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_configuration_page_lists_every_setting_with_its_default() -> None:
+    page = (ROOT / "docs/CONFIGURATION.md").read_text()
+    rows = dict(re.findall(r"^\| `([A-Z0-9_]+)` \| ([^|]+) \|", page, re.MULTILINE))
+    expected = {
+        name.upper(): "required" if field.default is PydanticUndefined else f"`{field.default}`"
+        for name, field in Settings.model_fields.items()
+    }
+    assert {name: value.strip() for name, value in rows.items()} == expected
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = {page for entry in nav for page in entry.values()}
+    assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+
+@pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))])
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_paths_named_in_the_architecture_exist() -> None:
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text()
+    for path in re.findall(r"`((?:neuronetz|tests|schema)/[\w/.]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readmes_recipes_exist() -> None:
+    recipes = set(re.findall(r"^([a-z-]+)(?: \*args)?:", (ROOT / "justfile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`?just ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert {"demo", "test", "dev"} <= named <= recipes | {"lists"}
