@@ -8,6 +8,7 @@ _default:
     @just --list --unsorted
 
 # start everything on this machine: stores, a mock Ollama, the gateway, a fresh key
+[no-exit-message]
 demo *args:
     @{{ run }} --no-dev neuronetz demo "$@"
 
@@ -16,6 +17,7 @@ demo-down:
     @{{ run }} --no-dev neuronetz demo --down
 
 # the same stores before your own Ollama: OLLAMA_URL=http://127.0.0.1:11434 just dev
+[no-exit-message]
 dev *args:
     @{{ run }} --no-dev neuronetz dev "$@"
 

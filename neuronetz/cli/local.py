@@ -89,7 +89,7 @@ class Stage:
             raise Failure(f"{_first(group)}; try --port 0 --metrics-port 0 for free ports") from None
 
     async def _run(self, stop: trio.Event) -> None:
-        self._say("starting PostgreSQL and Redis in " + str(self.folder))
+        self._say(f"starting PostgreSQL and Redis in {self.folder} …")
         async with (
             run_postgres(self.folder / "postgres") as database_url,
             run_valkey(self.folder / "redis") as redis_url,
@@ -109,7 +109,7 @@ class Stage:
                 drain_timeout_s=_DRAIN_S,
             )
             key = await self._fresh_key(settings)
-            self._say("starting the gateway")
+            self._say("starting the gateway …")
             async with open_gateway(settings) as gateway, trio.open_nursery() as nursery:
                 await nursery.start(gateway.run, stop)
                 await _healthy(gateway)
@@ -164,7 +164,7 @@ class Stage:
 
     def _say(self, text: str) -> None:
         if not self.json:
-            typer.echo(f"{text} …", err=True)
+            typer.echo(text, err=True)
 
 
 async def _healthy(gateway: Gateway) -> None:
@@ -181,7 +181,7 @@ async def _healthy(gateway: Gateway) -> None:
 
 def _greeting(command: str, gateway: Gateway, key: str, models: list[str]) -> str:
     base, auth = gateway.base_url, f'-H "Authorization: Bearer {key}"'
-    model = next((name for name in models if "embed" not in name), "MODEL")
+    model = min(models, key=lambda name: ("embed" in name, "/" in name, name), default="MODEL")
     chat = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
     whole = json.dumps({"model": model, "prompt": "Say hello.", "stream": False})
     return f"""

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from neuronetz.access.directory import Directory
-from neuronetz.admission.admission import Admission, Ask, Lease
+from neuronetz.admission.admission import Admission, Ask
 from neuronetz.audit.recorder import Entry, Recorder
 from neuronetz.dialects.call import Call, Counts, Reply, ReplyState
 from neuronetz.dialects.ollama import BodyPolicy, parse_call
@@ -24,7 +24,6 @@ from neuronetz.errors import (
     ClientDisconnected,
     ClientStalled,
     GatewayError,
-    InvalidRequest,
     UnsupportedEncoding,
     UpstreamFailed,
 )
@@ -45,6 +44,8 @@ from neuronetz.upstream.ollama import Upstream
 log = structlog.get_logger("neuronetz.exchange")
 
 _LARGE_BODY_BYTES = 256 * 1024
+
+_JSON = "application/json; charset=utf-8"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,19 @@ class Ending:
 
     content_type: str
     body: bytes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks for: its call, where it has a body that could be read, and what is wrong with it."""
+
+    call: Call | None
+    problem: GatewayError | None
+
+    @property
+    def runnable(self) -> Call | None:
+        """The call, if it may be carried out."""
+        return self.call if self.problem is None else None
 
 
 class Exchange:
@@ -115,9 +129,9 @@ class Exchange:
         delivery = self._delivery
         try:
             with account.concluding(running):
-                call = await self._read_call(account)
+                asked = await self._read(account)
                 nursery.start_soon(self._watch, running, watch)
-                ending = await self._govern(account, call, running)
+                ending = await self._govern(account, asked, running)
             account.conclude(None)
         except GatewayError as error:
             self._recorded(account, entry, running)
@@ -162,21 +176,21 @@ class Exchange:
         elif not self._delivery.started:
             await self._delivery.refuse(error)
 
-    async def _read_call(self, account: Account) -> "Call | GatewayError | None":
-        """The checked call; or what is wrong with the body, to be told only after admission."""
+    async def _read(self, account: Account) -> Asked:
+        """What is asked for. What is wrong with it is held, to be told only after admission."""
         request, settings = self._request, self._rooms.settings
         if request.refusal is not None or not request.has_body:
-            return None
+            return Asked(None, request.refusal)
         if request.content_encoding not in (None, "", "identity"):
-            return UnsupportedEncoding()
+            return Asked(None, UnsupportedEncoding())
         limit = min(settings.max_body_bytes, account.principal.max_body_bytes or settings.max_body_bytes)
         try:
             data = await self._delivery.body(request.content_length, limit, settings.body_timeout_s)
         except (BodyTooLarge, BodyTimeout) as problem:
-            return problem
+            return Asked(None, problem)
         call = await self._parse(data)
         account.asked(call.model, call.stream)
-        return call
+        return Asked(call, call.problem)
 
     async def _parse(self, data: bytes) -> Call:
         parse = partial(parse_call, self._request.action, data, self._rooms.body_policy)
@@ -185,15 +199,15 @@ class Exchange:
         # A large body takes long enough to parse to hold up every other stream of this thread.
         return await trio.to_thread.run_sync(parse, limiter=self._rooms.parsers)
 
-    async def _govern(self, account: Account, call: "Call | GatewayError | None", running: Running) -> Ending:
+    async def _govern(self, account: Account, asked: Asked, running: Running) -> Ending:
         """Admit the request, check what it asks for, and carry it out, all under its lease."""
-        principal, request = account.principal, self._request
-        reservation = self._reservation(principal, call)
+        call = asked.runnable
+        reservation = self._reservation(account.principal, call)
         ask = Ask(
-            request_id=request.id,
-            principal=principal,
-            slot=request.inference,
-            prompt_estimate=_estimate(call),
+            request_id=self._request.id,
+            principal=account.principal,
+            slot=self._request.inference,
+            prompt_estimate=call.prompt_estimate if call is not None else 0,
             predict=reservation.wanted,
             predict_min=reservation.least,
         )
@@ -202,43 +216,30 @@ class Exchange:
             self._delivery.add_headers(lease.headers)
             with account.concluding(running):
                 try:
-                    ending = await self._carry_out(account, call, lease, reservation)
+                    ending = await self._carry_out(account, asked, lease.predict if reservation.written else None)
                 finally:
                     lease.used(account.counts.prompt, account.counts.completion)
             account.conclude(None)
         return ending
 
-    def _reservation(self, principal: Principal, call: "Call | GatewayError | None") -> Reservation:
-        if call is None or isinstance(call, GatewayError) or call.problem is not None:
-            return Reservation(0, 0, False)
-        return reserve(
-            principal,
-            generates=call.generates,
-            asked=call.asked_predict,
-            default_cap=self._rooms.settings.default_max_predict,
-        )
-
-    async def _carry_out(
-        self, account: Account, call: "Call | GatewayError | None", lease: Lease, reservation: Reservation
-    ) -> Ending:
-        request, rooms = self._request, self._rooms
-        if request.refusal is not None:
-            raise request.refusal
-        if isinstance(call, GatewayError):
-            raise call
+    def _reservation(self, principal: Principal, call: Call | None) -> Reservation:
         if call is None:
-            return Ending(
-                "application/json; charset=utf-8", await rooms.reads.answer(request.action, account.principal)
-            )
-        if call.model is None:
-            raise call.problem or InvalidRequest("model is required", param="model")
-        model = rooms.discovery.resolve(account.principal, call.model)
-        account.served = model
-        if call.problem is not None:
-            raise call.problem
-        body = call.upstream_body(model, lease.predict if reservation.written else None)
+            return Reservation(0, 0, False)
+        cap = self._rooms.settings.default_max_predict
+        return reserve(principal, generates=call.generates, asked=call.asked_predict, default_cap=cap)
+
+    async def _carry_out(self, account: Account, asked: Asked, predict: int | None) -> Ending:
+        rooms, request, call = self._rooms, self._request, asked.call
+        if call is None or call.model is None:
+            if asked.problem is not None:
+                raise asked.problem
+            return Ending(_JSON, await rooms.reads.answer(request.action, account.principal))
+        account.served = model = rooms.discovery.resolve(account.principal, call.model)
+        if asked.problem is not None:
+            raise asked.problem
+        body = call.upstream_body(model, predict)
         if not request.inference:
-            return Ending("application/json; charset=utf-8", await rooms.reads.show(body))
+            return Ending(_JSON, await rooms.reads.show(body))
         return await self._relay(call, body, account)
 
     async def _relay(self, call: Call, body: bytes, account: Account) -> Ending:
@@ -277,9 +278,3 @@ class Exchange:
             await self._delivery.start(200, [(b"content-type", reply.content_type.encode())])
             account.first_byte()
         await self._delivery.send(chunk)
-
-
-def _estimate(call: "Call | GatewayError | None") -> int:
-    if call is None or isinstance(call, GatewayError) or call.problem is not None:
-        return 0
-    return call.prompt_estimate
