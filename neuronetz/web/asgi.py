@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from neuronetz.errors import GatewayError, Unauthenticated, Unavailable
-from neuronetz.exchange.delivery import Connection, Delivery, Receive, Send
+from neuronetz.exchange.delivery import Connection, Delivery, Message, Receive, Send
 from neuronetz.exchange.exchange import Exchange, Rooms
 from neuronetz.exchange.request import Request
 from neuronetz.web.replies import render
@@ -40,7 +40,7 @@ class FrontDoor:
             return
         found = match(scope["method"], scope["path"])
         if found.route is not None and found.route.kind is Kind.PAGE and found.refusal is None:
-            await self._pages(scope, receive, send)
+            await self._pages(scope, receive, partial(_send_with_id, send))
             return
         request = _request(scope, found)
         connection: Connection = scope["state"]["connection"]
@@ -74,6 +74,13 @@ class FrontDoor:
             reason=getattr(error.__cause__, "reason", None),
         )
         await delivery.refuse(error)
+
+
+async def _send_with_id(send: Send, message: Message) -> None:
+    """Pages bear a request id like every other reply."""
+    if message["type"] == "http.response.start":
+        message = {**message, "headers": [*message["headers"], (b"x-request-id", str(uuid.uuid4()).encode())]}
+    await send(message)
 
 
 def _request(scope: Scope, found: Match) -> Request:

@@ -83,8 +83,9 @@ async def test_every_reply_and_every_log_line_of_a_request_bear_its_id(
             await client.get("/nowhere"),
             await client.get("/api/tags", headers={"authorization": "Bearer wrong"}),
         ]
+        pages = [await client.get(path) for path in ("/", "/healthz", "/readyz")]
     ids = [reply.headers["x-request-id"] for reply in replies]
-    assert len(set(ids)) == 5
+    assert len({reply.headers["x-request-id"] for reply in (*replies, *pages)}) == 8
     assert all(re.fullmatch(r"[0-9a-f-]{36}", id_) for id_ in ids)
     logged = {line.get("request_id") for line in logs if line["event"].startswith("request.")}
     assert logged == set(ids)
