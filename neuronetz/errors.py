@@ -130,6 +130,14 @@ class UpstreamFailed(GatewayError):
     default = "upstream failed"
 
 
+class UpstreamErrored(UpstreamFailed):
+    """Ollama answered 500. A body that passed our checks can still cause one (an image that does not decode)."""
+
+
+class ReplyTooLarge(UpstreamFailed):
+    """The reply is larger than it may be. The request asked for it, so it says nothing of the upstream."""
+
+
 class UpstreamTimeout(GatewayError):
     status = 504
     outcome = "upstream_timeout"

@@ -43,11 +43,11 @@ async def gateway(asyncio_loop: Any, settings: Settings) -> AsyncIterator[Gatewa
 
 
 @pytest.fixture
-def make_key(postgres: Postgres) -> MakeKey:
-    """Make a tenant with a key; keyword arguments are columns of tenant_limits, or of key_limits as key_…."""
+def make_key_in() -> Callable[..., Awaitable[str]]:
+    """Make a tenant with a key in a database; keyword arguments as for ``make_key``."""
     hasher = Hasher(1, 8, 1, 1, 8)
 
-    async def make(tenant: str = "acme", **limits: Any) -> str:
+    async def make(postgres: Postgres, tenant: str = "acme", **limits: Any) -> str:
         key = generate()
         limits.setdefault("allow_all_models", True)
         own = {name.removeprefix("key_"): value for name, value in limits.items() if name.startswith("key_")}
@@ -67,6 +67,16 @@ def make_key(postgres: Postgres) -> MakeKey:
         )
         await _insert(postgres, "key_limits", {"key_id": key_id, **own})
         return key.text
+
+    return make
+
+
+@pytest.fixture
+def make_key(postgres: Postgres, make_key_in: Callable[..., Awaitable[str]]) -> MakeKey:
+    """Make a tenant with a key; keyword arguments are columns of tenant_limits, or of key_limits as key_…."""
+
+    async def make(tenant: str = "acme", **limits: Any) -> str:
+        return await make_key_in(postgres, tenant, **limits)
 
     return make
 

@@ -100,7 +100,7 @@ class Admission:
         Raises as ``Lease.__aenter__`` does. The decisive call is shielded and bounded; a cancellation
         before it leaves nothing taken, one during it surfaces after it.
         """
-        if trio.current_time() >= self.alive_until or len(self.unsettled) >= _MOST_UNSETTLED:
+        if len(self.unsettled) >= _MOST_UNSETTLED:
             raise Unavailable("redis")
         try:
             await self._register(ask.principal.tenant_id)
@@ -122,6 +122,9 @@ class Admission:
         when = command.periods(ask, self._clock() + self._skew_s)
         seeds = command.NOT_READ
         for _ in range(_ATTEMPTS):
+            # The call may take its whole time; its lease must still be ours then.
+            if trio.current_time() + self._store_timeout_s >= self.alive_until:
+                raise StoreUnavailable("redis", "no heartbeat")
             outcome = await self._call(ask, stub, when, seeds)
             self._skew_s = outcome.now_s - self._clock()
             match outcome:

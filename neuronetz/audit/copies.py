@@ -40,6 +40,18 @@ class Copies:
                 self._pending[row] = None
         self._arrived.set()
 
+    async def keep(self, rows: Iterable[tuple[str, str, bytes]]) -> None:
+        """Put rows, as ``(tenant_id, request_id, row)``, into Redis as this instance's, for whoever reaps it.
+
+        A row of a request that never got as far as admission has no copy yet. Raises ``StoreUnavailable``.
+        """
+        commands: list[tuple[str | bytes, ...]] = []
+        for tenant_id, request_id, row in rows:
+            commands.append(("SADD", f"gateway:instance:{self._instance}:tenants", tenant_id))
+            commands.append(("HSET", rows_key(tenant_id, self._instance), request_id, row))
+        if commands:
+            await self._redis.pipeline(commands)
+
     async def run(self) -> None:
         """Remove copies until cancelled; apart from the commits, which must not wait for a slow Redis."""
         while True:

@@ -157,8 +157,16 @@ class Recorder:
                     await trio.sleep(self._back_off())
             await self._copies.remove()
         if self._ring:
-            log.error("audit.rows_left", rows=len(self._ring))
+            await self._leave_to_others()
         return len(self._ring)
+
+    async def _leave_to_others(self) -> None:
+        log.error("audit.rows_left", rows=len(self._ring))
+        with trio.move_on_after(1.0, shield=True):
+            try:
+                await self._copies.keep((row.tenant_id, row.request_id, row.data) for row in self._ring)
+            except StoreUnavailable as error:
+                log.error("audit.rows_lost", rows=len(self._ring), reason=error.reason)
 
     def _append(self, record: AuditRecord, entry: Entry | None) -> None:
         self._ring.append(_Row(record.request_id, record.tenant_id, encode(record), entry))

@@ -32,6 +32,8 @@ class Reply(Protocol):
 
     content_type: str
     state: ReplyState
+    too_large: bool
+    """Whether it FAILED for being larger than it may be."""
 
     @property
     def counts(self) -> Counts:
@@ -57,7 +59,8 @@ class Call(Protocol):
     A problem with the body is held in ``problem`` until admission has counted the request.
     ``prompt_estimate``: tokens that the prompt will cost at most, roughly. ``asked_predict``: completion
     tokens that the client asked for at most; None where it set no bound. ``generates``: False for
-    embeddings, which have no completion.
+    embeddings, which have no completion. ``provoking``: its body holds what our checks cannot see through
+    (images, schemas, tools), and what can therefore make a healthy upstream answer 500.
     """
 
     problem: InvalidRequest | None
@@ -67,6 +70,9 @@ class Call(Protocol):
     prompt_estimate: int
     asked_predict: int | None
     upstream_path: str
+
+    @property
+    def provoking(self) -> bool: ...
 
     def upstream_body(self, model: str, predict: int | None) -> bytes:
         """The body for the upstream, written anew, for ``model`` (the checked name).

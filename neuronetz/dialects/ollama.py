@@ -40,6 +40,14 @@ class NativeCall:
     policy: BodyPolicy
     streams: bool
 
+    @property
+    def provoking(self) -> bool:
+        """See ``dialects.call.Call``."""
+        body = self.body
+        return any(name in body for name in ("images", "format", "tools", "template", "suffix")) or any(
+            "images" in message for message in body.get("messages", ())
+        )
+
     def upstream_body(self, model: str, predict: int | None) -> bytes:
         """The body for the upstream. Raises the call's problem if it has one."""
         if self.problem is not None:

@@ -57,6 +57,7 @@ class NativeStream:
 
     def __init__(self, prompt_estimate: int, max_line_bytes: int) -> None:
         self.state: ReplyState = ReplyState.OPEN
+        self.too_large = False
         self._prompt_estimate = prompt_estimate
         self._lines = LineSplitter(max_line_bytes)
         self._delivered = 0
@@ -74,6 +75,7 @@ class NativeStream:
         passed = self._take(self._lines.feed(data))
         if self._lines.overflow and self.state is ReplyState.OPEN:
             self.state = ReplyState.FAILED
+            self.too_large = True
         return passed
 
     def eof(self) -> bytes:
@@ -125,6 +127,7 @@ class NativeWhole:
 
     def __init__(self, prompt_estimate: int, max_bytes: int) -> None:
         self.state: ReplyState = ReplyState.OPEN
+        self.too_large = False
         self._prompt_estimate = prompt_estimate
         self._max_bytes = max_bytes
         self._parts: list[bytes] = []
@@ -142,6 +145,7 @@ class NativeWhole:
             self._parts.append(data)
             self._size += len(data)
             if self._size > self._max_bytes:
+                self.too_large = True
                 self._fail()
         return b""
 

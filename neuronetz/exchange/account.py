@@ -71,15 +71,12 @@ class Account:
             self._error = error
 
     @contextmanager
-    def concluding(self, running: Running | None) -> Iterator[None]:
+    def concluding(self, running: Running) -> Iterator[None]:
         """Whatever leaves the block concludes the account, and goes on as it is."""
         try:
             yield
-        except GatewayError as error:
-            self.conclude(error)
-            raise
         except BaseException as error:
-            self.conclude(_reason(error, running))
+            self.conclude(running.reason_for(error))
             raise
 
     def stub(self) -> bytes:
@@ -146,15 +143,3 @@ class Account:
             outcome=record.outcome,
             duration_ms=record.duration_ms,
         )
-
-
-def _reason(error: BaseException, running: Running | None) -> GatewayError:
-    if running is not None and _is_cancellation(error):
-        return running.reason()
-    return GatewayError()
-
-
-def _is_cancellation(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1] is None
-    return isinstance(error, trio.Cancelled)

@@ -22,13 +22,21 @@ Headers = Sequence[tuple[bytes, bytes]]
 _LINGER_S = 1.0
 _LINGER_BYTES = 4 * 1024 * 1024
 
+# How often (seconds) a socket is asked whether its client has left, where the server does not look.
+_LOOK_S = 0.05
+
 
 class Connection(Protocol):
     """What the server's connection lets a delivery know and do."""
 
     stalled: bool
+    read_from: bool
+
+    def left(self) -> bool: ...
 
     def abort_send(self) -> None: ...
+
+    def hurry(self, deadline: float) -> None: ...
 
 
 class Rendered(NamedTuple):
@@ -100,19 +108,32 @@ class Delivery:
         """
         try:
             while True:
-                message = await self._receive()
+                message = await self._next()
                 if message["type"] == "http.disconnect":
-                    gone(ClientStalled() if self._connection.stalled else ClientDisconnected())
+                    # The server says it after every reply too.
+                    if not self.ended:
+                        gone(ClientStalled() if self._connection.stalled else ClientDisconnected())
                     await trio.sleep_forever()
                 elif not message.get("more_body", False):
                     self._body_read = True
         finally:
             self._connection.abort_send()
 
+    async def _next(self) -> Message:
+        """The server's next message. It does not read on behind a request, so where a client has sent more
+        (the next request, a stray newline) it would not see it leave: then the socket is asked.
+        """
+        while self._body_read and not self._connection.read_from:
+            if self._connection.left():
+                return {"type": "http.disconnect"}
+            with trio.move_on_after(_LOOK_S):
+                return await self._receive()
+        return await self._receive()
+
     async def start(self, status: int, headers: Headers) -> None:
         """Send the status line and headers."""
-        self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
+        self.started = True
 
     async def send(self, chunk: bytes) -> None:
         """Send a chunk; returns when the server has taken it, which is when the client's window allows."""
@@ -129,6 +150,10 @@ class Delivery:
             await self._linger()
         await self.start(status, [*headers, (b"content-length", str(len(body)).encode())])
         await self.finish(body)
+
+    def hurry(self, deadline: float) -> None:
+        """Give what is still to be sent no more time than until ``deadline``, however full the client's window."""
+        self._connection.hurry(deadline)
 
     async def refuse(self, error: GatewayError) -> None:
         """Send an error as the whole reply."""

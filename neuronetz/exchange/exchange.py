@@ -16,7 +16,7 @@ import trio
 from neuronetz.access.directory import Directory
 from neuronetz.admission.admission import Admission, Ask
 from neuronetz.audit.recorder import Entry, Recorder
-from neuronetz.dialects.call import Call, Counts, Reply, ReplyState
+from neuronetz.dialects.call import Call, Reply, ReplyState
 from neuronetz.dialects.ollama import BodyPolicy, parse_call
 from neuronetz.errors import (
     BodyTimeout,
@@ -24,12 +24,13 @@ from neuronetz.errors import (
     ClientDisconnected,
     ClientStalled,
     GatewayError,
+    ReplyTooLarge,
     UnsupportedEncoding,
     UpstreamFailed,
 )
 from neuronetz.exchange.account import Account
 from neuronetz.exchange.delivery import Delivery
-from neuronetz.exchange.outcome import Verdict, verdict
+from neuronetz.exchange.outcome import CLIENTS_DOING, Verdict, verdict
 from neuronetz.exchange.reads import Reads
 from neuronetz.exchange.registry import Registry, Running
 from neuronetz.exchange.request import Request
@@ -142,7 +143,9 @@ class Exchange:
             await self._refuse(GatewayError())
         except BaseException:
             self._recorded(account, entry, running)
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + self._cleanup_s):
+            deadline = trio.current_time() + self._cleanup_s
+            delivery.hurry(deadline)
+            with trio.CancelScope(shield=True, deadline=deadline):
                 await self._refuse(account.error or GatewayError())
             raise
         else:
@@ -216,7 +219,8 @@ class Exchange:
             self._delivery.add_headers(lease.headers)
             with account.concluding(running):
                 try:
-                    ending = await self._carry_out(account, asked, lease.predict if reservation.written else None)
+                    predict = lease.predict if reservation.written else None
+                    ending = await self._carry_out(account, asked, predict, running)
                 finally:
                     lease.used(account.counts.prompt, account.counts.completion)
             account.conclude(None)
@@ -228,7 +232,7 @@ class Exchange:
         cap = self._rooms.settings.default_max_predict
         return reserve(principal, generates=call.generates, asked=call.asked_predict, default_cap=cap)
 
-    async def _carry_out(self, account: Account, asked: Asked, predict: int | None) -> Ending:
+    async def _carry_out(self, account: Account, asked: Asked, predict: int | None, running: Running) -> Ending:
         rooms, request, call = self._rooms, self._request, asked.call
         if call is None or call.model is None:
             if asked.problem is not None:
@@ -240,9 +244,9 @@ class Exchange:
         body = call.upstream_body(model, predict)
         if not request.inference:
             return Ending(_JSON, await rooms.reads.show(body))
-        return await self._relay(call, body, account)
+        return await self._relay(call, body, account, running)
 
-    async def _relay(self, call: Call, body: bytes, account: Account) -> Ending:
+    async def _relay(self, call: Call, body: bytes, account: Account, running: Running) -> Ending:
         """Pass the model's reply on as it comes; return its end."""
         self._reply = reply = call.reply()
         heard = False
@@ -261,14 +265,16 @@ class Exchange:
                         if passed_on:
                             await self._pass_on(passed_on, reply, account)
                         if reply.state is ReplyState.FAILED:
-                            raise UpstreamFailed(retry_after=1.0)
-            except GatewayError as error:
-                if verdict(error) is Verdict.FAILURE:
+                            raise ReplyTooLarge if reply.too_large else UpstreamFailed(retry_after=1.0)
+            except BaseException as error:
+                reason = running.reason_for(error)
+                if verdict(reason, provoking=call.provoking) is Verdict.FAILURE:
                     attempt.failure()
+                # Before the first byte the upstream has reported nothing; see CLIENTS_DOING for who pays.
+                if heard or isinstance(reason, CLIENTS_DOING):
+                    account.counts = reply.counts
                 raise
-            finally:
-                # Before its first byte the upstream has reported nothing, and nothing is charged.
-                account.counts = reply.counts if heard else Counts()
+            account.counts = reply.counts
             attempt.success()
         account.first_byte()
         return Ending(reply.content_type, passed_on)

@@ -23,7 +23,9 @@ COMPLETED = "completed"
 
 VERDICTS: dict[type[GatewayError], Verdict] = {
     errors.UpstreamFailed: Verdict.FAILURE,  # refused, reset, 5xx, an error line, or no reply at all
+    errors.UpstreamErrored: Verdict.FAILURE,  # unless the call's body is of a kind that can cause it
     errors.UpstreamTimeout: Verdict.FAILURE,
+    errors.ReplyTooLarge: Verdict.NEUTRAL,  # the client asked for so much
     errors.UpstreamBusy: Verdict.NEUTRAL,  # it answered: its queue is full, not its mind lost
     errors.UpstreamRejected: Verdict.NEUTRAL,  # the client's body did it
     errors.ModelDenied: Verdict.NEUTRAL,
@@ -36,12 +38,21 @@ VERDICTS: dict[type[GatewayError], Verdict] = {
 }
 
 
-def verdict(error: GatewayError | None) -> Verdict:
-    """The verdict of an ending; None is a reply that came to its end."""
+def verdict(error: GatewayError | None, *, provoking: bool = False) -> Verdict:
+    """The verdict of an ending; None is a reply that came to its end.
+
+    ``provoking``: the body is of a kind that can make a healthy upstream answer 500.
+    """
     if error is None:
         return Verdict.SUCCESS
+    if provoking and isinstance(error, errors.UpstreamErrored):
+        return Verdict.NEUTRAL
     return VERDICTS.get(type(error), Verdict.NEUTRAL)
 
+
+# Endings that are the client's doing. The upstream may have worked on the prompt for them, so they are charged
+# its estimate even before the first byte; or else leaving in time would make prompts free.
+CLIENTS_DOING = (errors.ClientDisconnected, errors.ClientStalled, errors.KeyRevoked)
 
 # Endings of an exchange that ran and was cut short, as the metric of cancellations names them.
 CUT_SHORT = (

@@ -31,6 +31,18 @@ class Running:
             return DeadlineExceeded()
         return ShuttingDown()
 
+    def reason_for(self, error: BaseException) -> GatewayError:
+        """What an exception says of the exchange that it ended: itself, why it was cancelled, or a bug of ours."""
+        if isinstance(error, GatewayError):
+            return error
+        return self.reason() if _is_cancellation(error) else GatewayError()
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
+
 
 class Registry:
     """All exchanges in flight in this process, by the prefix of their key."""

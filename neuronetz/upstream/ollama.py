@@ -15,7 +15,9 @@ import trio
 from neuronetz.errors import (
     GatewayError,
     ModelDenied,
+    ReplyTooLarge,
     UpstreamBusy,
+    UpstreamErrored,
     UpstreamFailed,
     UpstreamRejected,
     UpstreamTimeout,
@@ -42,6 +44,8 @@ def error_for(status: int) -> GatewayError | None:
         return UpstreamBusy(retry_after=2.0)
     if status in (400, 413, 422):
         return UpstreamRejected()
+    if status == 500:
+        return UpstreamErrored(retry_after=1.0)
     return UpstreamFailed(retry_after=1.0)
 
 
@@ -149,7 +153,7 @@ class Upstream:
     ) -> bytes:
         """A whole reply of at most ``limit`` bytes within ``timeout_s`` seconds.
 
-        Raises as ``UpstreamStream`` does, and ``UpstreamFailed`` for a reply that is larger.
+        Raises as ``UpstreamStream`` does, and ``ReplyTooLarge``.
         """
         request = self._client.build_request(method, path, content=body, headers=_JSON if body else None)
         reply = bytearray()
@@ -159,7 +163,7 @@ class Upstream:
                     while chunk := await stream.read():
                         reply += chunk
                         if len(reply) > limit:
-                            raise UpstreamFailed
+                            raise ReplyTooLarge
         except trio.TooSlowError:
             raise UpstreamTimeout(retry_after=1.0) from None
         return bytes(reply)

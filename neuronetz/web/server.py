@@ -8,16 +8,24 @@ internals: the version is pinned, and a test guards what is used of them.
 
 import contextlib
 import logging
+import math
+import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
+import h11
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
 
 # One write's deadline counts for this many bytes (at most), so that a large reply to a slow but steady
 # reader is not mistaken for a stall.
@@ -39,7 +47,9 @@ class Connection(trio.abc.HalfCloseableStream):
         self._write_timeout_s = write_timeout_s
         self._writing: trio.CancelScope | None = None
         self._broken = False
+        self._write_by = math.inf
         self.stalled = False
+        self.read_from = False
 
     @property
     def socket(self) -> trio.socket.SocketType:
@@ -47,13 +57,13 @@ class Connection(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._broken:
-            raise trio.BrokenResourceError("an earlier write was broken off")
+            raise trio.BrokenResourceError("nothing more can be written")
         with memoryview(data) as view:
             for start in range(0, len(view), _SLICE_BYTES):
                 await self._send_slice(view[start : start + _SLICE_BYTES])
 
     async def _send_slice(self, piece: memoryview) -> None:
-        deadline = trio.current_time() + self._write_timeout_s
+        deadline = min(trio.current_time() + self._write_timeout_s, self._write_by)
         with trio.CancelScope(deadline=deadline) as scope:
             self._writing = scope
             try:
@@ -65,6 +75,10 @@ class Connection(trio.abc.HalfCloseableStream):
             self.stalled = trio.current_time() >= deadline
             self._reset_on_close()
             raise trio.BrokenResourceError("the client does not read")
+
+    def hurry(self, deadline: float) -> None:
+        """Give all writes to come no more time than until ``deadline`` (in Trio's clock)."""
+        self._write_by = deadline
 
     def abort_send(self) -> None:
         """Break off the write in progress, if there is one. Never blocks, never raises."""
@@ -79,15 +93,120 @@ class Connection(trio.abc.HalfCloseableStream):
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
+        self.read_from = True
+        try:
+            return await self._stream.receive_some(max_bytes)
+        finally:
+            self.read_from = False
+
+    def left(self) -> bool:
+        """Whether the client closed its side, asked of the socket itself, whatever lies unread before that."""
+        try:
+            poll = select.poll()
+            poll.register(self.socket.fileno(), getattr(select, "POLLRDHUP", 0))
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True
 
     async def send_eof(self) -> None:
         if self._broken:
-            raise trio.BrokenResourceError("an earlier write was broken off")
-        await self._stream.send_eof()
+            raise trio.BrokenResourceError("nothing more can be written")
+        if self._writing is not None:
+            raise trio.BusyResourceError("a write is in progress")
+        # Not the stream's own: it would hold off a write of another task for a moment, with an error that
+        # the server does not expect.
+        self._broken = True
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise trio.BrokenResourceError("the client is gone") from error
+        await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+class _Http1(H11Protocol):
+    """HTTP/1 alone. An Upgrade is ignored, as a server may: HTTP/2 has flow control of its own, which no write
+    deadline sees, and h11 stops reading, and so seeing the client leave, while an upgrade is pending.
+    """
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        await super()._create_stream(
+            h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        )
+
+
+class _Channel(TCPServer):
+    """One connection, without TLS and ALPN. Its idle timer ends with it: hypercorn's would hold a closed
+    connection, socket and all, until it runs out.
+    """
+
+    async def run(self) -> None:
+        sock = self.stream.socket
+        try:
+            client = parse_socket_addr(sock.family, sock.getpeername())
+            server = parse_socket_addr(sock.family, sock.getsockname())
+            async with TaskGroup() as group:
+                self._task_group = group
+                self.protocol = _Http1(  # type: ignore[assignment]  # the wrapper would only choose among protocols
+                    self.app,
+                    self.config,
+                    self.context,
+                    group,
+                    ConnectionState(self.state),
+                    False,
+                    client,
+                    server,
+                    self.protocol_send,
+                )
+                await self.idle_task.restart(group, self._idle_timeout)
+                await self._read_data()
+                await self.idle_task.stop()
+        except OSError:
+            pass
+        finally:
+            await self._close()
+
+
+async def _in_step(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Call ``app`` with a ``send`` that is done whole or not at all, as far as the application goes.
+
+    Shielded, which costs no time, since hypercorn shields the write itself: a cancellation between two of its
+    steps would leave a reply torn, or its connection neither recycled nor closed nor timed.
+    """
+    body_read = False
+
+    async def next_message() -> Any:
+        nonlocal body_read
+        message = await receive()
+        body_read = body_read or not message.get("more_body", False)
+        return message
+
+    async def whole(message: Any) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.CancelScope(shield=True):
+            if body_read or message.get("more_body", False) or message["type"] != "http.response.body":
+                await send(message)
+                return
+            # A reply's end queues behind what is unread of the request, in a queue that may be full.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_discard, receive)
+                await send(message)
+                nursery.cancel_scope.cancel()
+
+    await app(scope, next_message, whole)
+
+
+async def _discard(receive: Any) -> None:
+    while True:
+        await receive()
 
 
 def _configure(listener: trio.SocketListener, write_timeout_s: float) -> None:
@@ -109,7 +228,9 @@ class Server:
 
     def __init__(self, listeners: list[trio.SocketListener], app: Any, write_timeout_s: float, limit: int) -> None:
         self._listeners = listeners
-        self._app = ASGIWrapper(app)
+        self._app = ASGIWrapper(partial(self._call, app))
+        self._calls = 0
+        self._idle = trio.Event()
         self._write_timeout_s = write_timeout_s
         self._limit = limit
         self.open = 0
@@ -132,6 +253,21 @@ class Server:
                 task_status.started()
                 await trio.serve_listeners(self._serve, self._listeners, handler_nursery=connections)
 
+    async def _call(self, app: Any, scope: Any, receive: Any, send: Any) -> None:
+        self._calls += 1
+        try:
+            await _in_step(app, scope, receive, send)
+        finally:
+            self._calls -= 1
+            if self._calls == 0:
+                self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is being served."""
+        while self._calls:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
     async def stop_accepting(self) -> None:
         """Close the listeners, and connections as they become idle; requests under way go on."""
         self._accepting.cancel()
@@ -147,7 +283,7 @@ class Server:
         state: Any = {"connection": connection}
         self.open += 1
         try:
-            await TCPServer(self._app, self._config, self._context, state, connection)  # type: ignore[arg-type]
+            await _Channel(self._app, self._config, self._context, state, connection)  # type: ignore[arg-type]
         except Exception:
             # One connection's failure is its own: the server goes on.
             logging.getLogger("neuronetz.server").exception("connection failed")

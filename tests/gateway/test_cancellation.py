@@ -69,7 +69,10 @@ async def test_a_client_that_leaves_before_the_first_byte_stops_the_model(
     assert row["outcome"] == "client_disconnected"
     assert row["status"] == 499
     assert row["first_byte_ms"] is None
-    assert (row["prompt_tokens"], row["completion_tokens"]) == (0, 0)
+    # The model may have read the prompt, so its estimate is charged, or else leaving in time would be free.
+    assert row["prompt_tokens"] > 0
+    assert row["completion_tokens"] == 0
+    assert not row["tokens_exact"]
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
