@@ -1,7 +1,7 @@
 """The composition root: builds every room and nests their lifetimes, which is the order of shutdown.
 
 stores: PostgreSQL pool, Redis client, httpx client
-    recorder (commits audit rows; last to stop: it drains)
+    recorder, prompt log (commit rows; last to stop: they drain)
         services, each supervised
             servers: the gateway's and the metrics' listener
                 a request: the exchange's nursery
@@ -24,6 +24,7 @@ from neuronetz.access.revocation import PolicyListener
 from neuronetz.admission.admission import Admission
 from neuronetz.admission.reaper import Reaper
 from neuronetz.audit.partitions import Partitions
+from neuronetz.audit.prompts import PromptLog, PromptPurge
 from neuronetz.audit.recorder import Recorder
 from neuronetz.dialects.ollama import BodyPolicy
 from neuronetz.errors import StoreUnavailable
@@ -72,6 +73,15 @@ class Gateway:
             capacity=settings.audit_ring,
             commit_timeout_s=settings.audit_commit_timeout_s,
         )
+        self.prompts = PromptLog(
+            postgres,
+            ttl_s=settings.prompt_log_ttl_s,
+            max_bytes=settings.prompt_log_max_bytes,
+            max_rows=settings.prompt_log_queue,
+            queue_bytes=settings.prompt_log_queue_bytes,
+            on_dropped=self.metrics.prompts_dropped.inc,
+        )
+        self.prompt_purge = PromptPurge(postgres, every_s=settings.prompt_purge_interval_s)
         self.registry = Registry()
         self.directory = Directory(
             postgres,
@@ -126,6 +136,7 @@ class Gateway:
             reads=Reads(upstream, self.discovery, show_full=settings.show_full),
             body_policy=BodyPolicy.of(settings),
             metrics=self.metrics,
+            prompts=self.prompts,
         )
 
     async def run(
@@ -175,21 +186,28 @@ class Gateway:
 
     @asynccontextmanager
     async def _recording(self) -> AsyncIterator[None]:
-        """The recorder's lifetime: it goes on, uncancelled, until the requests within have handed in rows."""
+        """The recorder's and the prompt log's lifetime: they go on, uncancelled, until the requests within
+        have handed in their rows.
+        """
         async with trio.open_nursery() as nursery:
             keep = trio.CancelScope(shield=True)
             nursery.start_soon(self._run_shielded, keep)
             try:
                 yield
             finally:
+                until = trio.current_time() + self.settings.audit_commit_timeout_s
                 left = await self.recorder.drain(self.settings.audit_commit_timeout_s)
+                # What the audit rows leave of the time: those come first.
+                await self.prompts.drain(until - trio.current_time())
                 keep.cancel()
                 if not left:  # otherwise it stays listed, to be reaped
                     await self.reaper.retire()
 
     async def _run_shielded(self, keep: trio.CancelScope) -> None:
         with keep:
-            await supervise("recorder", self.recorder.run, self.board)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(supervise, "recorder", self.recorder.run, self.board)
+                nursery.start_soon(supervise, "prompt_log", self.prompts.run, self.board)
 
     @asynccontextmanager
     async def _services(self) -> AsyncIterator[None]:
@@ -199,6 +217,7 @@ class Gateway:
             "policy_listener": self.listener.run,
             "settlement": self.admission.settle_unsettled,
             "partitions": self.partitions.run,
+            "prompt_purge": self.prompt_purge.run,
         }
         async with trio.open_nursery() as nursery:
             for name, run in services.items():
@@ -249,6 +268,7 @@ class Gateway:
         metrics.ring.set(self.recorder.waiting)
         metrics.ring_capacity.set(self.recorder.capacity)
         metrics.deny_mode.set(self.recorder.deny_mode)
+        metrics.prompts_waiting.set(self.prompts.waiting)
         metrics.models.set(len(self.discovery.discovered()))
         for state in ("closed", "open", "half_open"):
             metrics.breaker.labels(state).set(self.breaker.state == state)

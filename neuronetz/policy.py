@@ -26,7 +26,8 @@ class Principal(msgspec.Struct, frozen=True):
 
     ``key`` holds the limits of the key's own scope: a value that the key merely inherits is None there,
     since the tenant's scope checks it already. ``max_predict`` and ``max_body_bytes`` are resolved.
-    ``models``: normalised names; it does not matter where ``allow_all_models`` is True.
+    ``models``: normalised names; it does not matter where ``allow_all_models`` is True. ``log_prompts`` is the
+    key's own opt-in, which nothing else can give it.
     """
 
     tenant_id: str
@@ -41,6 +42,7 @@ class Principal(msgspec.Struct, frozen=True):
     max_predict: int | None = None
     max_body_bytes: int | None = None
     expires_at: datetime | None = None
+    log_prompts: bool = False
 
 
 class TenantPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +81,7 @@ def resolve(
     tenant_policy: TenantPolicy,
     key_policy: KeyPolicy,
     expires_at: datetime | None = None,
+    log_prompts: bool = False,
 ) -> Principal:
     """The key with its tenant's values inherited.
 
@@ -103,6 +106,7 @@ def resolve(
         max_predict=_narrower(own.max_predict, inherited.max_predict),
         max_body_bytes=_narrower(own.max_body_bytes, inherited.max_body_bytes),
         expires_at=expires_at,
+        log_prompts=log_prompts,
     )
 
 

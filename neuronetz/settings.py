@@ -14,6 +14,8 @@ from neuronetz.errors import SettingsError
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
+# The bounds are those of a key's own value in PostgreSQL.
+PromptTtl = Annotated[int, Field(ge=60, le=365 * 24 * 3600)]
 
 
 class Settings(BaseSettings):
@@ -71,6 +73,11 @@ class Settings(BaseSettings):
 
     audit_ring: Count = 1000
     audit_commit_timeout_s: Seconds = 5.0
+    prompt_log_ttl_s: PromptTtl = 7 * 24 * 3600
+    prompt_log_max_bytes: Count = 65536
+    prompt_log_queue: Count = 1000
+    prompt_log_queue_bytes: Count = 16 * 1024 * 1024
+    prompt_purge_interval_s: Seconds = 300.0
     heartbeat_s: Seconds = 5.0
     dead_after_s: Seconds = 15.0
 

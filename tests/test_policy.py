@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronetz.policy import KeyPolicy, Limits, Principal, TenantPolicy, resolve
+from neuronetz.settings import Settings
 
 
 def resolved(tenant: TenantPolicy, key: KeyPolicy) -> Principal:
@@ -47,6 +48,15 @@ def test_a_tenant_without_limits_leaves_the_key_s_alone() -> None:
     assert principal.tenant_limits == Limits()
     assert principal.key_limits == Limits(rpm=5)
     assert (principal.max_predict, principal.max_body_bytes) == (7, 9)
+
+
+def test_nothing_but_the_key_itself_opts_in_to_the_prompt_log() -> None:
+    assert not resolved(TENANT, KeyPolicy()).log_prompts
+    for inherited in (TenantPolicy, KeyPolicy, Limits):
+        assert not [name for name in inherited.__struct_fields__ if "prompt" in name]
+    assert not [
+        name for name, field in Settings.model_fields.items() if "prompt" in name and field.annotation is bool
+    ]
 
 
 @pytest.mark.parametrize(

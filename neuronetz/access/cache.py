@@ -16,7 +16,7 @@ from neuronetz.policy import Principal
 from neuronetz.stores.redis import Redis, Script
 
 # Entries of another version are ignored: raise it with every change of what an entry holds.
-VERSION = 1
+VERSION = 2
 
 # Both outlive any look-up that began before them, by far (``directory.LOOKUP_TIMEOUT_S``).
 TOMBSTONE_TTL_S = 120

@@ -28,7 +28,7 @@ LOOKUP_TIMEOUT_S = 10.0
 _LONGEST = 256
 
 _LOOKUP = """
-SELECT k.id::text AS key_id, k.name AS key_name, k.secret_hash, k.expires_at, k.revoked_at,
+SELECT k.id::text AS key_id, k.name AS key_name, k.secret_hash, k.expires_at, k.revoked_at, k.log_prompts,
        t.id::text AS tenant_id, t.name AS tenant, t.suspended_at,
        tl.rpm AS tenant_rpm, tl.concurrency AS tenant_concurrency, tl.budget_tokens AS tenant_budget_tokens,
        coalesce(tl.budget_period, 'month') AS tenant_budget_period, tl.max_predict AS tenant_max_predict,
@@ -208,6 +208,7 @@ def _principal(prefix: str, row: Any) -> Principal:
         key_name=row["key_name"],
         prefix=prefix,
         expires_at=row["expires_at"],
+        log_prompts=row["log_prompts"],
         tenant_policy=TenantPolicy(
             rpm=row["tenant_rpm"],
             concurrency=row["tenant_concurrency"],

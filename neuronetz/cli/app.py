@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from neuronetz.cli import audit, key, model, run, tenant, usage
+from neuronetz.cli import audit, key, model, prompts, run, tenant, usage
 
 app = typer.Typer(
     name="neuronetz",
@@ -39,3 +39,4 @@ app.add_typer(key.commands, name="key")
 app.add_typer(model.commands, name="model")
 app.command("usage")(usage.usage)
 app.command("audit")(audit.audit)
+app.add_typer(prompts.commands, name="prompts")

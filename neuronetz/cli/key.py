@@ -18,9 +18,25 @@ Expires = Annotated[
     str | None, typer.Option(metavar="WHEN", help="A date or time (UTC), or a duration such as 12h or 30d.")
 ]
 
+LogPrompts = Annotated[
+    bool | None,
+    typer.Option(
+        "--log-prompts/--no-log-prompts",
+        show_default=False,
+        help="Keep what this key asks and is answered for a time (--prompt-ttl); off unless given.",
+    ),
+]
+PromptTtl = Annotated[
+    str | None,
+    typer.Option(metavar="DURATION", help="How long logged prompts are kept, such as 12h or 7d; at most 365d."),
+]
+
+# As PostgreSQL checks it, in seconds.
+_SHORTEST_TTL_S, _LONGEST_TTL_S = 60, 365 * 24 * 3600
+
 
 class Unset(StrEnum):
-    """The options that ``--unset`` can take back: a tenant's limits, and the expiry."""
+    """The options that ``--unset`` can take back: a tenant's limits, and what the key alone has."""
 
     RPM = limits.Limit.RPM
     CONCURRENCY = limits.Limit.CONCURRENCY
@@ -31,6 +47,11 @@ class Unset(StrEnum):
     MODELS = limits.Limit.MODELS
     ALLOW_ALL_MODELS = limits.Limit.ALLOW_ALL_MODELS
     EXPIRES = "expires"
+    PROMPT_TTL = "prompt-ttl"
+
+
+# Not limits: columns of the key, and the options that set them.
+_OWN = {"expires": "expires_at", "prompt-ttl": "prompt_ttl_s"}
 
 
 @commands.command("create")
@@ -46,6 +67,8 @@ def create(
     model: limits.Models = None,
     allow_all_models: limits.AllowAll = None,
     expires: Expires = None,
+    log_prompts: LogPrompts = None,
+    prompt_ttl: PromptTtl = None,
     json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -56,10 +79,8 @@ def create(
     """
     _check_name(name)
     values = limits.given(rpm, concurrency, budget, period, max_predict, max_body, model, allow_all_models)
-    expires_at = _expiry(expires)
-    key, text = with_postgres(
-        database_url, lambda postgres: key_store.create(postgres, tenant, name, expires_at, values)
-    )
+    columns = {"name": name, **_own_columns(expires, log_prompts, prompt_ttl)}
+    key, text = with_postgres(database_url, lambda postgres: key_store.create(postgres, tenant, columns, values))
     if json:
         write_json({**key, "api_key": text})
         return
@@ -138,6 +159,7 @@ def show(key: Key, json: Json = False, database_url: DatabaseUrl = None) -> None
             ("max-predict", both("max_predict")),
             ("max-body", both("max_body_bytes")),
             ("models", _texts(found)["permitted"]),
+            ("log-prompts", _prompts_text(found)),
         ]
     )
 
@@ -155,12 +177,15 @@ def set_(
     model: limits.Models = None,
     allow_all_models: limits.AllowAll = None,
     expires: Expires = None,
+    log_prompts: LogPrompts = None,
+    prompt_ttl: PromptTtl = None,
     unset: Annotated[
         list[Unset] | None,
         typer.Option(
             metavar="OPTION",
-            help="Inherit a limit again, or never expire; repeat it for more: rpm, concurrency, budget, period, "
-            "max-predict, max-body, models, allow-all-models, expires.",
+            help="Inherit a limit again, never expire, or keep prompts as long as the gateway says; repeat it for "
+            "more: rpm, concurrency, budget, period, max-predict, max-body, models, allow-all-models, expires, "
+            "prompt-ttl.",
         ),
     ] = None,
     json: Json = False,
@@ -173,13 +198,15 @@ def set_(
     """
     if name is not None:
         _check_name(name)
-    if expires is not None and "expires" in (unset or ()):
-        raise typer.BadParameter("a limit cannot be set and --unset at once")
+    columns = _own_columns(expires, log_prompts, prompt_ttl)
+    if name is not None:
+        columns["name"] = name
+    for option in set(unset or ()) & _OWN.keys():
+        if _OWN[option] in columns:
+            raise typer.BadParameter("an option cannot be set and --unset at once")
+        columns[_OWN[option]] = None
     values = limits.given(rpm, concurrency, budget, period, max_predict, max_body, model, allow_all_models)
-    values = limits.with_unset(values, [each for each in unset or () if each != "expires"], {})
-    columns: dict[str, Any] = {} if name is None else {"name": name}
-    if expires is not None or "expires" in (unset or ()):
-        columns["expires_at"] = _expiry(expires)
+    values = limits.with_unset(values, [each for each in unset or () if each not in _OWN], {})
     if not values and not columns:
         raise Failure("nothing to change: give at least one option")
     changed = with_postgres(database_url, lambda postgres: key_store.change(postgres, key, columns, values))
@@ -229,10 +256,35 @@ def _check_name(name: str) -> None:
         raise Failure("a key's name has 1 to 100 printable characters")
 
 
-def _expiry(text: str | None) -> datetime | None:
+def _own_columns(expires: str | None, log_prompts: bool | None, prompt_ttl: str | None) -> dict[str, Any]:
+    """The columns of the key itself that the options set."""
     from neuronetz.cli import times
 
-    return times.expiry(text, datetime.now(UTC)) if text is not None else None
+    columns: dict[str, Any] = {}
+    if expires is not None:
+        columns["expires_at"] = times.expiry(expires, datetime.now(UTC))
+    if log_prompts is not None:
+        columns["log_prompts"] = log_prompts
+    if prompt_ttl is not None:
+        ttl_s = times.duration_s(prompt_ttl)
+        if not _SHORTEST_TTL_S <= ttl_s <= _LONGEST_TTL_S:
+            raise Failure("--prompt-ttl must be from 1m to 365d")
+        columns["prompt_ttl_s"] = ttl_s
+    return columns
+
+
+def _prompts_text(key: dict[str, Any]) -> str:
+    if not key["log_prompts"]:
+        return "no"
+    ttl_s = key["prompt_ttl_s"]
+    return "yes, kept " + ("as long as the gateway says" if ttl_s is None else f"for {_duration(ttl_s)}")
+
+
+def _duration(seconds: int) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds % length == 0:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
 
 
 def _texts(key: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Keys in PostgreSQL, as the commands read and change them."""
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from neuronetz.cli import limits
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
 _READ = """
 SELECT k.id, k.prefix, k.name, k.tenant_id, t.name AS tenant, k.expires_at, k.revoked_at, k.created_at,
+       k.log_prompts, k.prompt_ttl_s,
        CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked'
             WHEN k.expires_at <= now() THEN 'expired'
             WHEN t.suspended_at IS NOT NULL THEN 'suspended'
@@ -39,8 +39,13 @@ ORDER BY t.name, k.created_at, k.prefix
 
 
 _INSERT = """
-INSERT INTO gateway.api_keys (id, tenant_id, name, prefix, secret_hash, expires_at) VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO gateway.api_keys (id, tenant_id, prefix, secret_hash, name, expires_at, log_prompts, prompt_ttl_s)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 """
+
+
+# What the options of a key set in its own row, in the order of the insert.
+_DEFAULTS: dict[str, Any] = {"name": "default", "expires_at": None, "log_prompts": False, "prompt_ttl_s": None}
 
 
 def _limits(key_id: Any, values: dict[str, Any]) -> list[tuple[str, list[Any]]]:
@@ -53,9 +58,12 @@ def _limits(key_id: Any, values: dict[str, Any]) -> list[tuple[str, list[Any]]]:
 
 
 async def create(
-    postgres: "Postgres", tenant: str, name: str, expires_at: datetime | None, values: dict[str, Any]
+    postgres: "Postgres", tenant: str, columns: dict[str, Any], values: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """Create a key; what ``read`` gives of it, and its text, which nothing can give again."""
+    """Create a key with ``columns`` (as ``change`` takes them) and limits.
+
+    Returns what ``read`` gives of it, and its text, which nothing can give again.
+    """
     import uuid
 
     import asyncpg
@@ -65,7 +73,7 @@ async def create(
     owner = await find_tenant(postgres, tenant)
     while True:
         new, key_id = generate(), uuid.uuid4()
-        row = [key_id, owner["id"], name, new.prefix, await _hash(new), expires_at]
+        row = [key_id, owner["id"], new.prefix, await _hash(new), *(_DEFAULTS | columns).values()]
         try:
             await postgres.transaction([(_INSERT, row), *_limits(key_id, values)])
         except asyncpg.UniqueViolationError:
@@ -88,14 +96,15 @@ async def _hash(key: "NewKey") -> str:
 async def change(
     postgres: "Postgres", key: str, columns: dict[str, Any], values: dict[str, Any]
 ) -> dict[str, Any]:
-    """Set ``columns`` of a key (``name``, ``expires_at``) and ``values`` of its limits."""
+    """Set ``columns`` of a key (``name``, ``expires_at``, ``log_prompts``, ``prompt_ttl_s``) and ``values`` of
+    its limits.
+    """
     found = await find_key(postgres, key)
-    statements: list[tuple[str, list[Any]]] = []
-    if "name" in columns:
-        statements.append(("UPDATE gateway.api_keys SET name = $2 WHERE id = $1", [found["id"], columns["name"]]))
-    if "expires_at" in columns:
-        statement = "UPDATE gateway.api_keys SET expires_at = $2 WHERE id = $1"
-        statements.append((statement, [found["id"], columns["expires_at"]]))
+    statements: list[tuple[str, list[Any]]] = [
+        (f"UPDATE gateway.api_keys SET {column} = $2 WHERE id = $1", [found["id"], columns[column]])  # noqa: S608
+        for column in _DEFAULTS
+        if column in columns
+    ]
     if values:
         statements += _limits(found["id"], values)
     await postgres.transaction(statements)
@@ -127,6 +136,8 @@ def _shown(row: Any) -> dict[str, Any]:
     names = ("id", "prefix", "name", "tenant", "tenant_id", "state", "expires_at", "revoked_at", "created_at")
     return {
         **{name: row[name] for name in names},
+        "log_prompts": row["log_prompts"],
+        "prompt_ttl_s": row["prompt_ttl_s"],
         "used_tokens": row["used_tokens"],
         "limits": limits.shown(row),
         "tenant_limits": limits.shown(row, "tenant_"),

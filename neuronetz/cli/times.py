@@ -23,6 +23,14 @@ def since(text: str, now: datetime) -> datetime:
     return _moment(text, now, -1)
 
 
+def duration_s(text: str) -> int:
+    """A duration such as 12h or 7d, in seconds."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise Failure(f"{quoted(text)} is no duration: write 90m, 12h, 7d or 2w")
+    return int(found[1]) * round(timedelta(**{_UNITS[found[2]]: 1}).total_seconds())
+
+
 def _moment(text: str, now: datetime, direction: int) -> datetime:
     text = text.strip()
     try:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from neuronetz.dialects.transcript import Excerpt, Transcript
 from neuronetz.errors import GatewayError, InvalidRequest
 
 
@@ -81,6 +82,13 @@ class Call(Protocol):
         """
         ...
 
-    def reply(self) -> Reply:
-        """A fresh reader of the reply to this call."""
+    def reply(self, transcript: Transcript | None = None) -> Reply:
+        """A fresh reader of the reply to this call; it adds to ``transcript`` what it lets pass."""
+        ...
+
+    def prompt_text(self, limit_bytes: int) -> Excerpt:
+        """What the call asks the model, for people to read; images only as their number and size.
+
+        Empty where the call asks nothing (it only loads the model).
+        """
         ...

@@ -11,7 +11,9 @@ from neuronetz.dialects.body_policy import BodyPolicy
 from neuronetz.dialects.call import Reply
 from neuronetz.dialects.fields import Wrong
 from neuronetz.dialects.ollama_fields import bodies, model_name
+from neuronetz.dialects.ollama_prompt import entries
 from neuronetz.dialects.ollama_reply import NativeStream, NativeWhole
+from neuronetz.dialects.transcript import Excerpt, Transcript, labelled
 from neuronetz.errors import InvalidRequest, NotFound
 
 __all__ = ["BodyPolicy", "NativeCall", "parse_call"]
@@ -59,11 +61,15 @@ class NativeCall:
             body["options"] = {**self.body.get("options", {}), "num_predict": predict}
         return msgspec.json.encode(body)
 
-    def reply(self) -> Reply:
+    def reply(self, transcript: Transcript | None = None) -> Reply:
         """A fresh reader of the reply."""
         if self.stream:
-            return NativeStream(self.prompt_estimate, self.policy.max_line_bytes)
-        return NativeWhole(self.prompt_estimate, self.policy.max_reply_bytes)
+            return NativeStream(self.prompt_estimate, self.policy.max_line_bytes, transcript)
+        return NativeWhole(self.prompt_estimate, self.policy.max_reply_bytes, transcript)
+
+    def prompt_text(self, limit_bytes: int) -> Excerpt:
+        """See ``dialects.call.Call``."""
+        return labelled(entries(self.body), limit_bytes)
 
 
 def _chat_estimate(body: Mapping[str, Any]) -> int:

@@ -4,12 +4,14 @@ The bytes of a good line pass unchanged. Upstream's own words about an error nev
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from neuronetz.dialects.call import Counts, ReplyState
 from neuronetz.dialects.framing import LineSplitter
+from neuronetz.dialects.transcript import Transcript
 from neuronetz.errors import GatewayError
 
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -50,15 +52,16 @@ class NativeStream:
 
     Until then ``counts`` has about one completion token a line. ``prompt_estimate`` stands in where Ollama
     does not report the prompt's tokens (it leaves them out when the prompt was cached). A line of more
-    than ``max_line_bytes`` is a failure.
+    than ``max_line_bytes`` is a failure. What passes is added to ``transcript``, where there is one.
     """
 
     content_type: str = "application/x-ndjson"
 
-    def __init__(self, prompt_estimate: int, max_line_bytes: int) -> None:
+    def __init__(self, prompt_estimate: int, max_line_bytes: int, transcript: Transcript | None = None) -> None:
         self.state: ReplyState = ReplyState.OPEN
         self.too_large = False
         self._prompt_estimate = prompt_estimate
+        self._transcript = transcript
         self._lines = LineSplitter(max_line_bytes)
         self._delivered = 0
         self._final: Counts | None = None
@@ -117,6 +120,8 @@ class NativeStream:
             self._final = _reported(parsed, self._prompt_estimate)
         else:
             self._delivered += _tokens(parsed)
+        if self._transcript is not None:
+            _transcribe(parsed, self._transcript)
         return _without_remote(parsed, line)
 
 
@@ -125,10 +130,11 @@ class NativeWhole:
 
     content_type: str = "application/json; charset=utf-8"
 
-    def __init__(self, prompt_estimate: int, max_bytes: int) -> None:
+    def __init__(self, prompt_estimate: int, max_bytes: int, transcript: Transcript | None = None) -> None:
         self.state: ReplyState = ReplyState.OPEN
         self.too_large = False
         self._prompt_estimate = prompt_estimate
+        self._transcript = transcript
         self._max_bytes = max_bytes
         self._parts: list[bytes] = []
         self._size = 0
@@ -163,6 +169,10 @@ class NativeWhole:
             return self._fail()
         self.state = ReplyState.FINISHED
         self._final = _reported(parsed, self._prompt_estimate)
+        if self._transcript is not None:
+            # Read again, since what is logged must not decide about what is passed on.
+            with suppress(*_UNREADABLE):
+                _transcribe(_decode_line(body), self._transcript)
         return _without_remote(parsed, body)
 
     def error_tail(self, error: GatewayError) -> bytes:
@@ -183,6 +193,18 @@ def _tokens(line: _Line) -> int:
     if line.response or line.thinking or (message is not None and (message.content or message.thinking)):
         return 1
     return 0
+
+
+def _transcribe(line: _Line, transcript: Transcript) -> None:
+    message = line.message
+    if message is None:
+        transcript.thinking(line.thinking)
+        transcript.answer(line.response)
+        return
+    transcript.thinking(message.thinking)
+    transcript.answer(message.content)
+    if len(message.tool_calls) > 4:
+        transcript.tool_calls(bytes(message.tool_calls))
 
 
 def _reported(last: _Object, prompt_estimate: int) -> Counts:

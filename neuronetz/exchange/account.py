@@ -10,6 +10,7 @@ import trio
 from neuronetz.audit.record import AuditRecord, encode
 from neuronetz.dialects.call import Counts
 from neuronetz.errors import GatewayError
+from neuronetz.exchange.conversation import Conversation
 from neuronetz.exchange.outcome import COMPLETED, CUT_SHORT
 from neuronetz.exchange.registry import Running
 from neuronetz.exchange.request import Request
@@ -26,11 +27,13 @@ class Account:
     """One request's account. It is concluded once; what comes after the first conclusion changes nothing.
 
     ``model`` is what the client asked for (shortened), ``served`` the installed model it was given to.
+    ``conversation`` is for the prompt log alone: nothing of it gets into the row.
     """
 
-    def __init__(self, request: Request, principal: Principal, instance: str) -> None:
+    def __init__(self, request: Request, principal: Principal, instance: str, conversation: Conversation) -> None:
         self.request = request
         self.principal = principal
+        self.conversation = conversation
         self.model: str | None = None
         self.served: str | None = None
         self.stream = False

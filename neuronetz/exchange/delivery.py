@@ -139,17 +139,27 @@ class Delivery:
         """Send a chunk; returns when the server has taken it, which is when the client's window allows."""
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
-    async def finish(self, chunk: bytes = b"") -> None:
-        """Send the last chunk and end the reply."""
+    async def finish(self, chunk: bytes = b"", taken: Callable[[], None] | None = None) -> None:
+        """Send the last chunk and end the reply.
+
+        ``taken`` is called once the server has taken the chunk. That this call is cancelled does not say
+        otherwise: of every reply that has ended, the server says that its client is gone.
+        """
         self.ended = True
+        if taken is not None and chunk:
+            await self.send(chunk)
+            taken()
+            chunk = b""
         await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
 
-    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send a reply of known length."""
+    async def whole(
+        self, status: int, headers: Headers, body: bytes, taken: Callable[[], None] | None = None
+    ) -> None:
+        """Send a reply of known length; ``taken`` as for ``finish``."""
         if not self._body_read:
             await self._linger()
         await self.start(status, [*headers, (b"content-length", str(len(body)).encode())])
-        await self.finish(body)
+        await self.finish(body, taken)
 
     def hurry(self, deadline: float) -> None:
         """Give what is still to be sent no more time than until ``deadline``, however full the client's window."""

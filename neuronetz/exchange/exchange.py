@@ -15,6 +15,7 @@ import trio
 
 from neuronetz.access.directory import Directory
 from neuronetz.admission.admission import Admission, Ask
+from neuronetz.audit.prompts import PromptLog
 from neuronetz.audit.recorder import Entry, Recorder
 from neuronetz.dialects.call import Call, Reply, ReplyState
 from neuronetz.dialects.ollama import BodyPolicy, parse_call
@@ -29,6 +30,7 @@ from neuronetz.errors import (
     UpstreamFailed,
 )
 from neuronetz.exchange.account import Account
+from neuronetz.exchange.conversation import Conversation
 from neuronetz.exchange.delivery import Delivery
 from neuronetz.exchange.outcome import CLIENTS_DOING, Verdict, verdict
 from neuronetz.exchange.reads import Reads
@@ -65,6 +67,7 @@ class Rooms:
     reads: Reads
     body_policy: BodyPolicy
     metrics: Metrics
+    prompts: PromptLog
     parsers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(2))
 
 
@@ -109,7 +112,7 @@ class Exchange:
         """
         rooms, request = self._rooms, self._request
         principal = await rooms.directory.authenticate(request.authorization)
-        account = Account(request, principal, rooms.instance)
+        account = Account(request, principal, rooms.instance, Conversation(rooms.prompts, principal, request.id))
         deadline = request.arrived + rooms.settings.exchange_timeout_s
         with (
             rooms.recorder.open() as entry,
@@ -123,6 +126,7 @@ class Exchange:
                     await self._answer(account, entry, running, nursery, watch)
                 finally:
                     watch.cancel()
+                    account.conversation.close()
 
     async def _answer(
         self, account: Account, entry: Entry, running: Running, nursery: trio.Nursery, watch: trio.CancelScope
@@ -151,9 +155,10 @@ class Exchange:
         else:
             self._recorded(account, entry, running)
             if delivery.started:
-                await delivery.finish(ending.body)
+                await delivery.finish(ending.body, account.conversation.taken)
             else:
-                await delivery.whole(200, [(b"content-type", ending.content_type.encode())], ending.body)
+                headers = [(b"content-type", ending.content_type.encode())]
+                await delivery.whole(200, headers, ending.body, account.conversation.taken)
 
     @property
     def _cleanup_s(self) -> float:
@@ -248,7 +253,7 @@ class Exchange:
 
     async def _relay(self, call: Call, body: bytes, account: Account, running: Running) -> Ending:
         """Pass the model's reply on as it comes; return its end."""
-        self._reply = reply = call.reply()
+        self._reply = reply = account.conversation.reply(call)
         heard = False
         with self._rooms.breaker.attempt() as attempt:
             try:
@@ -258,6 +263,7 @@ class Exchange:
                         if data and not heard:
                             heard = True
                             attempt.answering()
+                            account.conversation.begun(call)
                         passed_on = reply.feed(data) if data else reply.eof()
                         if reply.state is ReplyState.FINISHED:
                             await stream.drain()
@@ -284,3 +290,5 @@ class Exchange:
             await self._delivery.start(200, [(b"content-type", reply.content_type.encode())])
             account.first_byte()
         await self._delivery.send(chunk)
+        if account.conversation.taken is not None:
+            account.conversation.taken()

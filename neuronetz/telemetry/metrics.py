@@ -50,6 +50,14 @@ class Metrics:
         self.deny_mode = Gauge(
             "gateway_audit_deny_mode", "1 while audit refuses requests.", registry=self.registry
         )
+        self.prompts_waiting = Gauge(
+            "gateway_prompts_waiting", "Rows of the prompt log not yet in PostgreSQL.", registry=self.registry
+        )
+        self.prompts_dropped = Counter(
+            "gateway_prompts_dropped_total",
+            "Rows of the prompt log that were given up.",
+            registry=self.registry,
+        )
         self.breaker = Gauge(
             "gateway_breaker_state",
             "1 for the circuit breaker's current state.",

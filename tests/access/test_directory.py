@@ -208,11 +208,11 @@ async def test_the_cache_holds_neither_the_secret_nor_its_argon2_hash(
 def test_a_change_of_what_an_entry_holds_comes_with_a_new_version() -> None:
     held = (VERSION, Entry.__struct_fields__, Principal.__struct_fields__, Limits.__struct_fields__)
     assert held == (
-        1,
+        2,
         ("version", "digest", "principal"),
         (
             *("tenant_id", "tenant", "key_id", "key_name", "prefix", "tenant_limits", "key_limits"),
-            *("allow_all_models", "models", "max_predict", "max_body_bytes", "expires_at"),
+            *("allow_all_models", "models", "max_predict", "max_body_bytes", "expires_at", "log_prompts"),
         ),
         ("rpm", "concurrency", "budget_tokens", "budget_period"),
     )

@@ -133,6 +133,28 @@ def test_name_and_expiry_change(cli: Cli, key: dict[str, Any]) -> None:
     assert shown["limits"] == INHERITED
 
 
+def test_prompts_are_logged_only_where_asked_for(cli: Cli, tenant: str, key: dict[str, Any]) -> None:
+    assert (key["log_prompts"], key["prompt_ttl_s"]) == (False, None)
+    assert re.search(r"^log-prompts +no *$", cli("key", "show", key["prefix"]).out, re.MULTILINE)
+    opted = cli("key", "create", tenant, "--log-prompts", "--prompt-ttl", "12h", "--json").document
+    assert (opted["log_prompts"], opted["prompt_ttl_s"]) == (True, 12 * 3600)
+    assert re.search(r"^log-prompts +yes, kept for 12h *$", cli("key", "show", opted["prefix"]).out, re.MULTILINE)
+
+
+def test_the_opt_in_and_the_time_to_live_change_each_for_itself(cli: Cli, key: dict[str, Any]) -> None:
+    for options, state in (
+        ("--log-prompts", (True, None)),
+        ("--prompt-ttl 7d", (True, 7 * 86400)),
+        ("--prompt-ttl 1m", (True, 60)),
+        ("--no-log-prompts", (False, 60)),
+        ("--prompt-ttl 365d --log-prompts", (True, 365 * 86400)),
+        ("--unset prompt-ttl", (True, None)),
+        ("--rpm 5", (True, None)),
+    ):
+        changed = cli("key", "set", key["prefix"], *options.split(), "--json").document
+        assert (changed["log_prompts"], changed["prompt_ttl_s"]) == state, options
+
+
 def test_keys_are_listed_all_and_by_tenant(cli: Cli, key: dict[str, Any]) -> None:
     cli("tenant", "create", "other")
     other = cli("key", "create", "other", "--json").document
@@ -218,6 +240,11 @@ MISTAKES: list[tuple[tuple[str, ...], int, str]] = [
     (("create", "acme", "--expires", "2020-01-01"), 1, "lies in the past"),
     (("create", "acme", "--expires", "0d"), 1, "lies in the past"),
     (("create", "acme", "--expires", "999999w"), 1, "is no time"),
+    (("create", "acme", "--prompt-ttl", "soon"), 1, '"soon" is no duration'),
+    (("create", "acme", "--prompt-ttl", "0m"), 1, "from 1m to 365d"),
+    (("create", "acme", "--prompt-ttl", "366d"), 1, "from 1m to 365d"),
+    (("create", "acme", "--prompt-ttl", "999999w"), 1, "from 1m to 365d"),
+    (("set", "x", "--prompt-ttl", "1d", "--unset", "prompt-ttl"), 2, "cannot be set and --unset"),
     (("create", "acme", "--rpm", "0"), 2, "--rpm"),
     (("set", "x", "--expires", "1d", "--unset", "expires"), 2, "cannot be set and --unset"),
     (("set", "x", "--model", "m", "--unset", "models"), 2, "cannot be set and --unset"),
