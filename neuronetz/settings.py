@@ -5,6 +5,7 @@ seconds (``_s``), sizes in bytes (``_bytes``), token counts in tokens.
 """
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -89,6 +90,13 @@ class Settings(BaseSettings):
     def _http_url(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
+        try:
+            parts = urlsplit(value)
+            sound = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        except ValueError:
+            sound = False
+        if not sound or any(char.isspace() for char in value):
+            raise ValueError("must be a URL with a host, such as http://127.0.0.1:11434")
         return value.rstrip("/")
 
     @field_validator("database_url")

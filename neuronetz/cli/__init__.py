@@ -1,5 +1,6 @@
 """The command line: operators' commands and those that run something."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,12 @@ def main(args: Sequence[str] | None = None) -> None:
         code = _say(str(error), 2)
     except typer.Abort:
         code = _say("aborted", 1)
+    except BrokenPipeError:
+        # Whoever read our output has had enough of it.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter would flush the old one
+        code = 1
+    except OSError as error:
+        code = _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
     except KeyboardInterrupt:
         code = _say("interrupted", 130)
     except typer.TyperException as error:

@@ -39,6 +39,9 @@ _REFUSALS = {
     "25006": "this PostgreSQL is read-only (a standby?): DATABASE_URL must name the primary",
 }
 
+# SQLSTATE classes of a server that is there but cannot serve now: it is "not reachable" to an operator.
+_AWAY_CLASSES = ("08", "53", "57", "58", "XX", "40")
+
 
 def with_postgres(url: str | None, work: "Callable[[Postgres], Awaitable[T]]") -> T:
     """Run ``work`` in a Trio run of its own; raises ``Failure`` or ``SettingsError`` with one line."""
@@ -105,11 +108,19 @@ def _run(session: Callable[[], Awaitable[T]]) -> T:
         error = _first(group)
     except (StoreUnavailable, asyncpg.PostgresError) as alone:
         error = alone
+    raise explained(error) from None
+
+
+def explained(error: BaseException) -> BaseException:
+    """The error as a ``Failure`` with what to do about it, where a store is at fault; else as it is."""
+    import asyncpg
+
+    cause = error.__cause__ if isinstance(error, StoreUnavailable) else error
+    if isinstance(cause, asyncpg.PostgresError) and (cause.sqlstate or "")[:2] not in _AWAY_CLASSES:
+        return Failure(_refused(cause))
     if isinstance(error, StoreUnavailable):
-        raise Failure(_unreachable(error)) from None
-    if isinstance(error, asyncpg.PostgresError):
-        raise Failure(_refused(error)) from None
-    raise error
+        return Failure(_unreachable(error))
+    return error
 
 
 def _first(error: BaseException) -> BaseException:

@@ -88,7 +88,7 @@ async def _hash(key: "NewKey") -> str:
     from neuronetz.settings import Settings
 
     # The gateway's own parameters, from the same environment; the three URLs are not needed for them.
-    settings = Settings.load(database_url="postgresql://", redis_url="redis://", ollama_url="http://")
+    settings = Settings.load(database_url="postgresql://", redis_url="redis://", ollama_url="http://localhost")
     hasher = Hasher(settings.argon2_time_cost, settings.argon2_memory_kib, settings.argon2_parallelism, 1, 1)
     return await hasher.hash(key.secret)
 

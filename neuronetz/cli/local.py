@@ -17,6 +17,7 @@ import typer
 from neuronetz.access.keys import Hasher, generate
 from neuronetz.cli.failure import Failure
 from neuronetz.embedded.child import EmbeddedServerError, end_left_over
+from neuronetz.embedded.folders import FolderLock
 from neuronetz.embedded.ollama import MockOptions, run_mock_ollama
 from neuronetz.embedded.postgres import run_postgres
 from neuronetz.embedded.valkey import run_valkey
@@ -57,8 +58,18 @@ INSERT INTO gateway.key_limits (key_id) SELECT id FROM key
 """
 
 
+# A folder that ``--down`` may remove bears this file, and only what is named here is removed from it.
+_MARK = "neuronetz-demo"
+_OURS = (_MARK, "pid", "postgres*", "redis*")
+
+
 def default_folder(name: str) -> Path:
-    """The per-user data folder of ``demo`` or ``dev``."""
+    """The data folder of ``demo`` or ``dev``: the user's own; for root a folder of the system's.
+
+    PostgreSQL does not run as root, and its user could not get into root's home.
+    """
+    if os.geteuid() == 0:
+        return Path("/var/lib/neuronetz") / name
     return Path(platformdirs.user_data_dir("neuronetz", appauthor=False)) / name
 
 
@@ -80,13 +91,23 @@ class Stage:
         Raises ``Failure`` where its user can mend what is wrong. When cancelled, the servers are stopped too.
         """
         configure_logs("info" if self.json else "warning")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.command == "demo":
+                (self.folder / _MARK).touch()
+            (self.folder / "pid").write_text(str(os.getpid()))
+        except OSError as error:
+            raise Failure(
+                f"cannot use {self.folder} for data: {error.strerror}; choose another --data-dir"
+            ) from None
         try:
             await self._run(stop)
         except* EmbeddedServerError as group:
             raise Failure(_first(group)) from None
         except* OSError as group:
-            raise Failure(f"{_first(group)}; try --port 0 --metrics-port 0 for free ports") from None
+            raise Failure(
+                f"cannot listen on {self.host}: {_first(group)}; --port 0 --metrics-port 0 take free ports"
+            ) from None
 
     async def _run(self, stop: trio.Event) -> None:
         self._say(f"starting PostgreSQL and Redis in {self.folder} …")
@@ -95,8 +116,6 @@ class Stage:
             run_valkey(self.folder / "redis") as redis_url,
             self._ollama() as ollama_url,
         ):
-            pid_file = self.folder / "pid"
-            pid_file.write_text(str(os.getpid()))
             await migrate(database_url)
             settings = Settings.load(
                 database_url=database_url,
@@ -114,7 +133,6 @@ class Stage:
                 await nursery.start(gateway.run, stop)
                 await _healthy(gateway)
                 self._announce(gateway, key)
-            pid_file.unlink(missing_ok=True)
         self._say("stopped")
 
     @asynccontextmanager
@@ -227,9 +245,25 @@ def take_down(folder: Path) -> None:
     if not folder.exists():
         typer.echo("nothing to remove", err=True)
         return
+    if not (folder / _MARK).is_file():
+        raise Failure(f"{folder} is no folder of a demo; nothing was removed")
     _stop_running(folder / "pid")
-    trio.run(_end_left_over, folder)
-    shutil.rmtree(folder)
+    locks = [FolderLock(folder / name) for name in ("postgres", "redis")]
+    try:
+        for lock in locks:
+            lock.acquire()
+        trio.run(_end_left_over, folder)
+        for path in sorted(found for pattern in _OURS for found in folder.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    except EmbeddedServerError as error:
+        raise Failure(f"{error}; nothing was removed") from None
+    except OSError as error:
+        raise Failure(f"cannot remove {error.filename or folder}: {error.strerror}") from None
+    finally:
+        for lock in locks:
+            lock.release()
     typer.echo(f"removed {folder}", err=True)
 
 

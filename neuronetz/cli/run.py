@@ -13,9 +13,15 @@ from neuronetz.cli.database import DatabaseUrl
 if TYPE_CHECKING:
     import trio
 
+# A supervisor that signals the whole process group, and a runner in between that passes the signal on, deliver it
+# twice. That is no second signal.
+_SAME_SIGNAL_S = 1.0
+
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Port = Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")]
-MetricsPort = Annotated[int, typer.Option(help="Port of the metrics listener (loopback); 0 picks a free one.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")]
+MetricsPort = Annotated[
+    int, typer.Option(min=0, max=65535, help="Port of the metrics listener (loopback); 0 picks a free one.")
+]
 DataDir = Annotated[Path | None, typer.Option(help="Where the embedded stores keep their data.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON line on stdout when ready; logs on stderr.")]
 
@@ -179,11 +185,16 @@ def run_until_signal(main: "Callable[[trio.Event], Awaitable[None]]") -> None:
 
 
 async def _heed(signals: AsyncIterator[int], stop: "trio.Event", scope: "trio.CancelScope") -> None:
+    import trio
+
+    first = 0.0
     async for _ in signals:
-        if stop.is_set():
+        if not stop.is_set():
+            first = trio.current_time()
+            stop.set()
+        elif trio.current_time() - first > _SAME_SIGNAL_S:
             scope.cancel()
             return
-        stop.set()
 
 
 def _only(error: BaseException) -> BaseException:

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
 
+import structlog
 import trio
 
 from neuronetz.embedded.child import Account, Child, EmbeddedServerError, wheel_folder
 from neuronetz.embedded.server import EmbeddedServer, Steps, exchange
+
+log = structlog.get_logger("neuronetz.embedded")
 
 INITDB_TIMEOUT_S = 120.0
 
@@ -131,13 +134,16 @@ def _system_account(data_dir: Path) -> Account:
     for path in (_BIN.parent, *_BIN.parent.rglob("*")):
         _allow(path, stat.S_IROTH | (stat.S_IXOTH if path.is_dir() or path.parent == _BIN else 0))
     for folder in (*_BIN.parents, *data_dir.parents):
-        _allow(folder, stat.S_IXOTH)
+        # The server may not run as root; its user has to get as far as its program and its data.
+        _allow(folder, stat.S_IXOTH, say=True)
     return Account(entry.pw_uid, entry.pw_gid)
 
 
-def _allow(path: Path, bits: int) -> None:
+def _allow(path: Path, bits: int, *, say: bool = False) -> None:
     if path.exists() and path.stat().st_mode & bits != bits:
         path.chmod(path.stat().st_mode | bits)
+        if say:
+            log.warning("postgres.folder_opened", folder=str(path), mode=oct(path.stat().st_mode & 0o777))
 
 
 @asynccontextmanager

@@ -76,8 +76,10 @@ async def pending(postgres: Postgres) -> list[str]:
         rows = await postgres.fetch(
             "SELECT migration_id FROM public._pogo_migration WHERE schema_name = $1", SCHEMA
         )
-    except asyncpg.UndefinedTableError:
-        return known_migrations()
+    except StoreUnavailable as error:
+        if isinstance(error.__cause__, asyncpg.UndefinedTableError):
+            return known_migrations()
+        raise
     applied = {row["migration_id"] for row in rows}
     return [name for name in known_migrations() if name not in applied]
 

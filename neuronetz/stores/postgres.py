@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import asyncpg
 import trio
 
-from neuronetz.errors import StoreUnavailable
+from neuronetz.errors import SettingsError, StoreUnavailable
 from neuronetz.stores.bridge import in_asyncio
 
 T = TypeVar("T")
@@ -23,10 +23,16 @@ RELEASE_TIMEOUT_S = 1.0
 # SQLSTATE classes that speak of the server and not of the statement: connection (08), resources (53),
 # operator intervention (57), system (58), internal (XX), and a transaction rolled back for others' sake (40).
 _SERVER_CLASSES = ("08", "53", "57", "58", "XX", "40")
+# Classes that speak of how the server is set up for us: who we are (28), which database (3D) and schema (3F),
+# what is there and what we may do (42). Nothing can be checked then either, so it counts as away (G7); the
+# error itself is the cause.
+_SETUP_CLASSES = ("28", "3D", "3F", "42")
 
 
 class Postgres:
     """A pool of connections. Every call raises ``StoreUnavailable`` when the server cannot be asked.
+
+    That includes a role, a table or a permission that is missing; asyncpg's error is then its cause.
 
     When a call is cancelled or times out, the statement may or may not have been carried out; the
     connection goes back to the pool, or is closed where it cannot be reset.
@@ -96,7 +102,7 @@ class Postgres:
             # The last is what a connection says whose server ended it while it was idle.
             raise StoreUnavailable("postgres", type(error).__name__) from error
         except asyncpg.PostgresError as error:
-            if (error.sqlstate or "XX").startswith(_SERVER_CLASSES):
+            if (error.sqlstate or "XX").startswith(_SERVER_CLASSES + _SETUP_CLASSES):
                 raise StoreUnavailable("postgres", type(error).__name__) from error
             raise
 
@@ -105,9 +111,14 @@ class Postgres:
 async def open_postgres(url: str, *, size: int, timeout_s: float) -> AsyncIterator[Postgres]:
     """A pool of at most ``size`` connections to ``url``; it is closed when the block ends.
 
-    Closing is shielded and takes at most about two seconds; connections in use by then are cut.
+    Raises ``SettingsError`` for a URL that cannot be used. Closing is shielded and takes at most about two
+    seconds; connections in use by then are cut.
     """
-    pool = await in_asyncio(_create_pool, url, size, timeout_s)
+    try:
+        pool = await in_asyncio(_create_pool, url, size, timeout_s)
+    except (asyncpg.ClientConfigurationError, ValueError) as error:
+        # Not the error's text: it may repeat a password.
+        raise SettingsError("DATABASE_URL: is not a URL that PostgreSQL's clients understand") from error
     try:
         yield Postgres(pool, timeout_s)
     finally:

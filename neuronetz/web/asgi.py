@@ -38,7 +38,7 @@ class FrontDoor:
             return
         if scope["type"] != "http":
             return
-        found = match(scope["method"], scope["path"])
+        found = match(scope["method"], _origin_form(scope["path"]))
         if found.route is not None and found.route.kind is Kind.PAGE and found.refusal is None:
             await self._pages(scope, receive, partial(_send_with_id, send))
             return
@@ -59,6 +59,8 @@ class FrontDoor:
             # Reached only when a part of the exchange that cannot fail has failed: its client was
             # answered where that was possible, and its row is on its way.
             log.exception("front_door.failed", request_id=request.id)
+            if not delivery.started:
+                await delivery.refuse(GatewayError())
 
     async def _refuse_stranger(self, error: GatewayError, request: Request, delivery: Delivery) -> None:
         """Before there is a key there is no row to write: count it, say it in the log, answer."""
@@ -74,6 +76,13 @@ class FrontDoor:
             reason=getattr(error.__cause__, "reason", None),
         )
         await delivery.refuse(error)
+
+
+def _origin_form(path: str) -> str:
+    """The path of a request line that names the whole URL, as a client may (RFC 9112, 3.2.2)."""
+    if path.startswith(("http://", "https://")):
+        return "/" + path.split("://", 1)[1].partition("/")[2]
+    return path
 
 
 async def _send_with_id(send: Send, message: Message) -> None:
@@ -95,7 +104,8 @@ def _request(scope: Scope, found: Match) -> Request:
         elif name == b"content-length":
             length = int(value) if value.isdigit() else None
         elif name == b"content-encoding":
-            encoding = value.decode("latin-1").strip().lower()
+            codings = value.decode("latin-1").strip().lower()
+            encoding = codings if encoding is None else f"{encoding}, {codings}"
     route = found.route
     return Request(
         id=str(uuid.uuid4()),

@@ -8,7 +8,7 @@ import pytest
 
 from neuronetz.access.directory import Directory
 from neuronetz.access.revocation import PolicyListener
-from neuronetz.errors import Unauthenticated
+from neuronetz.errors import StoreUnavailable, Unauthenticated
 from neuronetz.stores.postgres import Postgres
 
 TABLES = (
@@ -70,8 +70,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("statement", REFUSED.values(), ids=REFUSED.keys())
 async def test_the_console_may_do_nothing_else(postgres: Postgres, statement: str) -> None:
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+    with pytest.raises(StoreUnavailable) as refused:
         await as_console(postgres, statement)
+    assert isinstance(refused.value.__cause__, asyncpg.InsufficientPrivilegeError)
 
 
 async def test_a_revocation_inserted_by_the_console_revokes_the_key(

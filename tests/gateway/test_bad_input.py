@@ -284,3 +284,34 @@ async def test_an_internal_error_is_a_plain_500_with_a_row(
     assert row["outcome"] == "internal_error"
     await books.settled()
     await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    ["ALTER TABLE gateway.api_keys RENAME TO away", "ALTER TABLE gateway.key_limits DROP COLUMN rpm"],
+)
+async def test_a_database_that_is_set_up_wrong_denies_like_one_that_is_away(
+    gateway: Any, make_key: Any, postgres: Any, breakage: str
+) -> None:
+    key = await make_key()
+    await postgres.execute(breakage)
+    headers = {"authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=gateway.base_url, headers=headers, trust_env=False) as client:
+        reply = await client.get("/api/tags")
+    assert reply.status_code == 503
+    assert reply.json() == {"error": "service temporarily unavailable"}
+    assert reply.headers["retry-after"]
+
+
+async def test_a_request_line_with_the_whole_url_is_taken(gateway: Any, key: str) -> None:
+    port = int(gateway.base_url.rsplit(":", 1)[1])
+    async with await trio.open_tcp_stream("127.0.0.1", port) as client:
+        head = f"GET http://g/api/tags HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n\r\n"
+        await client.send_all(head.encode())
+        with trio.fail_after(5):
+            assert (await client.receive_some(65536)).startswith(b"HTTP/1.1 200")
+
+
+async def test_several_content_encodings_are_not_taken_for_none(client: httpx.AsyncClient) -> None:
+    headers = [("content-encoding", "gzip"), ("content-encoding", "identity")]
+    assert (await client.post("/api/chat", content=b"x", headers=headers)).status_code == 415

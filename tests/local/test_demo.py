@@ -1,6 +1,7 @@
 """``neuronetz demo``: one command starts everything, and one signal stops all of it."""
 
 import json
+import os
 import shlex
 import signal
 from pathlib import Path
@@ -111,6 +112,31 @@ async def test_down_stops_a_running_demo_and_removes_its_data(
     assert left_over(folder) == []
     code, _, err = await run("demo", "--data-dir", str(folder), "--down")
     assert (code, err.strip()) == (0, "nothing to remove")
+
+
+@pytest.mark.parametrize("command", ["nothing", "dev"])
+async def test_down_removes_nothing_but_a_demos_own(own_folder: Path, run: Any, command: str) -> None:
+    (own_folder / "precious").write_text("mine")
+    (own_folder / "redis").mkdir()
+    if command == "dev":
+        (own_folder / "pid").write_text("1")
+    code, _, err = await run("demo", "--data-dir", str(own_folder), "--down")
+    assert code == 1
+    assert "nothing was removed" in err
+    assert (own_folder / "redis").exists()
+    (own_folder / "neuronetz-demo").touch()
+    assert (await run("demo", "--data-dir", str(own_folder), "--down"))[0] == 0
+    assert os.listdir(own_folder) == ["precious"]
+
+
+@pytest.mark.parametrize("more", [(), ("--down",)])
+async def test_a_data_folder_that_is_a_file_is_refused_in_one_line(
+    own_folder: Path, run: Any, more: tuple[str, ...]
+) -> None:
+    (own_folder / "file").touch()
+    code, _, err = await run("demo", "--port", "0", "--data-dir", str(own_folder / "file"), *more)
+    assert code == 1
+    assert err.count("\n") == 1
 
 
 async def test_a_second_demo_on_the_same_data_is_refused_in_one_line(
