@@ -61,6 +61,11 @@ async def test_a_whole_reply_is_passed_through_and_accounted(
     await books.settled()
 
 
+def last_chat(mock_ollama: Any) -> Any:
+    """The last chat that went upstream; discovery asks in between."""
+    return next(seen for seen in reversed(mock_ollama.stats.last) if seen.path == "/api/chat")
+
+
 async def test_num_predict_upstream_never_exceeds_what_was_reserved(
     client: httpx.AsyncClient, mock_ollama: Any, gateway: Any, make_key: Any
 ) -> None:
@@ -70,7 +75,7 @@ async def test_num_predict_upstream_never_exceeds_what_was_reserved(
         options = {} if asked is None else {"options": {"num_predict": asked}}
         reply = await client.post("/api/chat", json=CHAT | options | {"stream": False}, headers=auth)
         assert reply.status_code == 200
-        sent = mock_ollama.stats.last[-1].json()["options"]["num_predict"]
+        sent = last_chat(mock_ollama).json()["options"]["num_predict"]
         assert sent == (3 if asked == 3 else 5)
         assert reply.json()["eval_count"] <= 5
 
@@ -79,9 +84,9 @@ async def test_without_budget_or_cap_the_clients_own_bound_is_left_alone(
     client: httpx.AsyncClient, mock_ollama: Any
 ) -> None:
     await client.post("/api/chat", json=CHAT | {"options": {"num_predict": 7}, "stream": False})
-    assert mock_ollama.stats.last[-1].json()["options"]["num_predict"] == 7
+    assert last_chat(mock_ollama).json()["options"]["num_predict"] == 7
     await client.post("/api/chat", json=CHAT | {"stream": False})
-    assert "num_predict" not in mock_ollama.stats.last[-1].json().get("options", {})
+    assert "num_predict" not in last_chat(mock_ollama).json().get("options", {})
 
 
 async def test_the_clients_headers_and_bytes_never_go_upstream(
@@ -92,7 +97,7 @@ async def test_the_clients_headers_and_bytes_never_go_upstream(
         json=CHAT | {"stream": False, "_debug_render_only": True, "unknown": 1},
         headers={"x-openwebui-user-name": "someone", "cookie": "a=b"},
     )
-    seen = mock_ollama.stats.last[-1]
+    seen = last_chat(mock_ollama)
     assert key not in str(seen.headers)
     assert not {"authorization", "cookie", "x-openwebui-user-name"} & {name.lower() for name in dict(seen.headers)}
     assert set(seen.json()) <= {"model", "messages", "stream", "options"}
