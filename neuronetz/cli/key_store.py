@@ -43,15 +43,6 @@ INSERT INTO gateway.api_keys (id, tenant_id, name, prefix, secret_hash, expires_
 """
 
 
-def _limits(key_id: Any, values: dict[str, Any]) -> list[tuple[str, list[Any]]]:
-    import msgspec
-
-    return [
-        ("INSERT INTO gateway.key_limits (key_id) VALUES ($1) ON CONFLICT DO NOTHING", [key_id]),
-        (limits.SET_KEY_LIMITS, [key_id, msgspec.json.encode(values).decode()]),
-    ]
-
-
 async def create(
     postgres: "Postgres", tenant: str, name: str, expires_at: datetime | None, values: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
@@ -67,7 +58,7 @@ async def create(
         new, key_id = generate(), uuid.uuid4()
         row = [key_id, owner["id"], name, new.prefix, await _hash(new), expires_at]
         try:
-            await postgres.transaction([(_INSERT, row), *_limits(key_id, values)])
+            await postgres.transaction([(_INSERT, row), *limits.key_statements(key_id, values)])
         except asyncpg.UniqueViolationError:
             continue  # the prefix is taken
         except asyncpg.ForeignKeyViolationError:
@@ -97,7 +88,7 @@ async def change(
         statement = "UPDATE gateway.api_keys SET expires_at = $2 WHERE id = $1"
         statements.append((statement, [found["id"], columns["expires_at"]]))
     if values:
-        statements += _limits(found["id"], values)
+        statements += limits.key_statements(found["id"], values)
     await postgres.transaction(statements)
     return await read(postgres, found["prefix"])
 

@@ -12,6 +12,7 @@ Cli = Callable[..., Any]
 COMMANDS = [
     *(f"tenant {name}" for name in ("create", "list", "show", "set", "suspend", "resume")),
     *(f"key {name}" for name in ("create", "list", "show", "set", "revoke")),
+    *(f"budget {name}" for name in ("show", "set", "reset")),
     "usage",
     "audit",
     "model list",
@@ -31,7 +32,7 @@ def test_the_version_is_told(bare: Cli) -> None:
     assert bare("--version").out == f"neuronetz {__version__}\n"
 
 
-@pytest.mark.parametrize("args", [(), ("tenant",), ("key",), ("model",)])
+@pytest.mark.parametrize("args", [(), ("tenant",), ("key",), ("budget",), ("model",)])
 def test_without_a_command_the_help_is_shown(bare: Cli, args: tuple[str, ...]) -> None:
     result = bare(*args)
     assert (result.code, result.out) == (2, "")
