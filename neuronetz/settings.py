@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     audit_commit_timeout_s: Seconds = 5.0
     heartbeat_s: Seconds = 5.0
     dead_after_s: Seconds = 15.0
+    ledger_check_interval_s: Seconds = 60.0
 
     breaker_failures: Count = 5
     breaker_open_s: Seconds = 30.0
