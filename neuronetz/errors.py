@@ -56,10 +56,19 @@ class ConcurrencyLimited(GatewayError):
 
 
 class BudgetExhausted(GatewayError):
+    """Too little is left of a budget: only the next period, or an operator, can help."""
+
     status = 429
     outcome = "budget_exhausted"
     default = "token budget exhausted for this period"
     retryable = False
+
+
+class BudgetReserved(BudgetExhausted):
+    """Enough is left of a budget, but running requests have reserved it; they may give some of it back."""
+
+    default = "token budget reserved by running requests"
+    retryable = True
 
 
 class ModelDenied(GatewayError):

@@ -22,6 +22,7 @@ from neuronetz.access.directory import Directory
 from neuronetz.access.keys import Hasher
 from neuronetz.access.revocation import PolicyListener
 from neuronetz.admission.admission import Admission
+from neuronetz.admission.ledger_check import LedgerCheck
 from neuronetz.admission.reaper import Reaper
 from neuronetz.audit.partitions import Partitions
 from neuronetz.audit.prompts import PromptLog, PromptPurge
@@ -113,7 +114,15 @@ class Gateway:
             heartbeat_s=settings.heartbeat_s,
             dead_after_s=settings.dead_after_s,
         )
-        self.listener = PolicyListener(settings.database_url, postgres, self.directory, self.registry.revoke)
+        self.ledger_check = LedgerCheck(redis, postgres, self.metrics, interval_s=settings.ledger_check_interval_s)
+        self.admission.on_seeded = self.ledger_check.seeded
+        self.listener = PolicyListener(
+            settings.database_url,
+            postgres,
+            self.directory,
+            self.registry.revoke,
+            on_changed=self.ledger_check.changed,
+        )
         self.discovery = Discovery(
             partial(upstream.fetch, "GET", "/api/tags", timeout_s=5.0, limit=settings.max_reply_bytes),
             redis,
@@ -218,6 +227,7 @@ class Gateway:
             "settlement": self.admission.settle_unsettled,
             "partitions": self.partitions.run,
             "prompt_purge": self.prompt_purge.run,
+            "ledger_check": self.ledger_check.run,
         }
         async with trio.open_nursery() as nursery:
             for name, run in services.items():

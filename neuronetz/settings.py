@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     prompt_purge_interval_s: Seconds = 300.0
     heartbeat_s: Seconds = 5.0
     dead_after_s: Seconds = 15.0
+    ledger_check_interval_s: Seconds = 60.0
 
     breaker_failures: Count = 5
     breaker_open_s: Seconds = 30.0

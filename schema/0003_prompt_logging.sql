@@ -1,5 +1,5 @@
 -- prompt logging: the opt-in of each key, how long its rows live, what was cut
--- depends: 0001_gateway
+-- depends: 0002_budget_adjustments
 
 -- migrate: apply
 ALTER TABLE gateway.api_keys

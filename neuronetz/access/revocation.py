@@ -56,6 +56,8 @@ class PolicyListener:
     """A service to be supervised. ``on_revoked`` is called with the prefix of every revoked key, on each
     connect with those of late again; it must not block and not raise.
 
+    ``on_changed`` is called likewise with what the policy was changed of: ``"tenant"`` or ``"key"``, and its id.
+
     ``timeout_s`` bounds each answer of PostgreSQL, ``keepalive_s`` is how often its connection is tried.
     """
 
@@ -68,7 +70,9 @@ class PolicyListener:
         *,
         timeout_s: float = 2.0,
         keepalive_s: float = 5.0,
+        on_changed: Callable[[str, UUID], None] = lambda _scope, _name: None,
     ) -> None:
+        self._on_changed = on_changed
         self._database_url = database_url
         self._postgres = postgres
         self._directory = directory
@@ -129,6 +133,7 @@ class PolicyListener:
         else:
             change = parse_change(notification.payload)
             if change is not None:
+                self._on_changed(*change)
                 self._changes.add(change)
                 self._changed.set()
                 return

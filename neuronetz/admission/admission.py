@@ -19,6 +19,7 @@ from neuronetz.admission.command import Ask, Periods
 from neuronetz.admission.settlement import Settlement, Settler
 from neuronetz.errors import (
     BudgetExhausted,
+    BudgetReserved,
     ConcurrencyLimited,
     GatewayError,
     RateLimited,
@@ -35,12 +36,16 @@ _ADMIT = Script.load("neuronetz.admission", "scripts/admit.lua")
 _ERRORS: dict[verdict.Refusal, type[GatewayError]] = {
     "rate": RateLimited,
     "budget": BudgetExhausted,
+    "reserved": BudgetReserved,
     "concurrency": ConcurrencyLimited,
 }
 
 # Asking again is normal once for a new period and once for missing counters; each may be true again when a
 # period ends in between. More than that means that something is wrong.
 _ATTEMPTS = 5
+
+# A client that obeys Retry-After should not sleep for days: for what is further away, there is none.
+_LONGEST_RETRY_S = 120
 
 # While Redis is away every refused request may leave a settlement of unknown fate behind; this bounds them.
 _MOST_UNSETTLED = 1000
@@ -70,6 +75,9 @@ class Admission:
         # trio's time up to which this instance counts as alive: past it others may reap its leases, and a
         # lease of an instance that is struck out would be nobody's. The reaper moves it with every beat.
         self.alive_until = math.inf
+        # Called with the id of a tenant whose budget counter was made from the ledger, which knows nothing of
+        # what is not committed yet. Must not block.
+        self.on_seeded: Callable[[str], None] = lambda _: None
         self._redis = redis
         self._postgres = postgres
         self._store_timeout_s = store_timeout_s
@@ -122,17 +130,19 @@ class Admission:
         when = command.periods(ask, self._clock() + self._skew_s)
         seeds = command.NOT_READ
         for _ in range(_ATTEMPTS):
-            # The call may take its whole time; its lease must still be ours then.
-            if trio.current_time() + self._store_timeout_s >= self.alive_until:
+            # Each time: a look at the ledger, or the call before, may have taken long.
+            if trio.current_time() >= self.alive_until:
                 raise StoreUnavailable("redis", "no heartbeat")
             outcome = await self._call(ask, stub, when, seeds)
             self._skew_s = outcome.now_s - self._clock()
+            if seeds != command.NOT_READ and isinstance(outcome, verdict.Admitted | verdict.Refused):
+                self.on_seeded(ask.principal.tenant_id)
             match outcome:
                 case verdict.Admitted():
                     return outcome, when
                 case verdict.Refused():
                     raise _ERRORS[outcome.limit](
-                        retry_after=float(max(1, math.ceil(outcome.retry_after_s))),
+                        retry_after=_retry_after(outcome.retry_after_s),
                         headers=verdict.headers(outcome, ask.limits, when.ends),
                     )
                 case verdict.SeedNeeded():
@@ -196,7 +206,8 @@ class Lease:
         self._tokens = min(max(0, prompt) + max(0, completion), command.MOST)
 
     async def __aenter__(self) -> Self:
-        """Raises ``RateLimited``, ``BudgetExhausted``, ``ConcurrencyLimited`` or ``Unavailable``.
+        """Raises ``RateLimited``, ``BudgetExhausted`` (or its ``BudgetReserved``), ``ConcurrencyLimited`` or
+        ``Unavailable``.
 
         A cancellation leaves nothing taken, or surfaces at the block's first checkpoint, so that leaving
         the block gives the lease back.
@@ -219,6 +230,10 @@ class Lease:
         finally:
             self._admission.held -= 1
             await self._admission.settle(settlement(self._ask, self._when, tokens=self._tokens, row=row))
+
+
+def _retry_after(seconds: float) -> float | None:
+    return float(max(1, math.ceil(seconds))) if seconds <= _LONGEST_RETRY_S else None
 
 
 def settlement(ask: Ask, when: Periods, *, tokens: int = 0, row: bytes = b"", abort: bool = False) -> Settlement:

@@ -66,6 +66,7 @@ def admit_keys(ask: Ask, instance: str, when: Periods) -> Sequence[str]:
         keyspace.rows(tenant, instance),
         keyspace.aborted(tenant, ask.request_id),
         *counters(ask, when),
+        keyspace.hashes(tenant),
     )
 
 

@@ -27,6 +27,16 @@ def rows(tenant_id: str, instance: str) -> str:
     return f"gateway:{{{tenant_id}}}:rows:{instance}"
 
 
+def hashes(tenant_id: str) -> str:
+    """The set of the names of a tenant's hashes of leases and rows, of all instances."""
+    return f"gateway:{{{tenant_id}}}:hashes"
+
+
+def checked(tenant_id: str) -> str:
+    """There while a tenant's budgets have been checked lately, by any instance."""
+    return f"gateway:{{{tenant_id}}}:checked"
+
+
 def aborted(tenant_id: str, request_id: str) -> str:
     return f"gateway:{{{tenant_id}}}:aborted:{request_id}"
 

@@ -1,6 +1,6 @@
 """Budget periods: days, weeks (from Monday) and months, all in UTC."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from neuronetz.policy import Period
 
@@ -19,3 +19,8 @@ def bounds(period: Period, now_s: float) -> tuple[int, int]:
             # The 1st plus 31 days is always in the next month, whichever month it is.
             end = (start + timedelta(days=31)).replace(day=1)
     return int(start.timestamp()), int(end.timestamp())
+
+
+def seconds(day: date) -> int:
+    """The midnight in UTC with which ``day`` begins, in seconds of the Unix epoch."""
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())

@@ -129,6 +129,7 @@ class Reaper:
             keyspace.rows(tenant, instance),
             keyspace.rows(tenant, self._instance),
             keyspace.slots(tenant),
+            keyspace.hashes(tenant),
         )
         # The rows are handed over in this instance's name, so it must be found should it die too.
         await self._redis.command("SADD", keyspace.instance_tenants(self._instance), tenant)
@@ -157,8 +158,22 @@ class Reaper:
                 if not await self._left_behind():
                     await self._redis.command("ZREM", keyspace.INSTANCES, self._instance)
                     await self._redis.command("DEL", keyspace.instance_tenants(self._instance))
+                    await self._forget_hashes()
             except StoreUnavailable as error:
                 log.warning("reaper.not_retired", reason=error.reason)
+
+    async def _forget_hashes(self) -> None:
+        forget = [
+            (
+                "SREM",
+                keyspace.hashes(tenant),
+                keyspace.leases(tenant, self._instance),
+                keyspace.rows(tenant, self._instance),
+            )
+            for tenant in sorted(self._admission.tenants)
+        ]
+        if forget:
+            await self._redis.pipeline(forget)
 
     async def _left_behind(self) -> bool:
         if self._admission.held or self._admission.unsettled:

@@ -8,10 +8,10 @@ import msgspec
 
 from neuronetz.policy import Limits
 
-Refusal = Literal["rate", "budget", "concurrency"]
+Refusal = Literal["rate", "budget", "reserved", "concurrency"]
 Scope = Literal["tenant", "key"]
 
-_REFUSALS = frozenset({"rate", "budget", "concurrency"})
+_REFUSALS = frozenset({"rate", "budget", "reserved", "concurrency"})
 _SCOPES = frozenset({"tenant", "key"})
 
 
@@ -40,6 +40,8 @@ class Admitted(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
+    """``budget``: too little is left of it; ``reserved``: enough, but requests that run hold it for now."""
+
     now_s: float
     limit: Refusal
     scope: Scope

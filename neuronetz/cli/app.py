@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from neuronetz.cli import audit, key, model, prompts, run, tenant, usage
+from neuronetz.cli import audit, budget, key, model, prompts, run, tenant, usage
 
 app = typer.Typer(
     name="neuronetz",
@@ -36,6 +36,7 @@ def neuronetz(
 run.register(app)
 app.add_typer(tenant.commands, name="tenant")
 app.add_typer(key.commands, name="key")
+app.add_typer(budget.commands, name="budget")
 app.add_typer(model.commands, name="model")
 app.command("usage")(usage.usage)
 app.command("audit")(audit.audit)

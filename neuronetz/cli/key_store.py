@@ -48,15 +48,6 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 _DEFAULTS: dict[str, Any] = {"name": "default", "expires_at": None, "log_prompts": False, "prompt_ttl_s": None}
 
 
-def _limits(key_id: Any, values: dict[str, Any]) -> list[tuple[str, list[Any]]]:
-    import msgspec
-
-    return [
-        ("INSERT INTO gateway.key_limits (key_id) VALUES ($1) ON CONFLICT DO NOTHING", [key_id]),
-        (limits.SET_KEY_LIMITS, [key_id, msgspec.json.encode(values).decode()]),
-    ]
-
-
 async def create(
     postgres: "Postgres", tenant: str, columns: dict[str, Any], values: dict[str, Any]
 ) -> tuple[dict[str, Any], str]:
@@ -75,7 +66,7 @@ async def create(
         new, key_id = generate(), uuid.uuid4()
         row = [key_id, owner["id"], new.prefix, await _hash(new), *(_DEFAULTS | columns).values()]
         try:
-            await postgres.transaction([(_INSERT, row), *_limits(key_id, values)])
+            await postgres.transaction([(_INSERT, row), *limits.key_statements(key_id, values)])
         except asyncpg.UniqueViolationError:
             continue  # the prefix is taken
         except asyncpg.ForeignKeyViolationError:
@@ -106,7 +97,7 @@ async def change(
         if column in columns
     ]
     if values:
-        statements += _limits(found["id"], values)
+        statements += limits.key_statements(found["id"], values)
     await postgres.transaction(statements)
     return await read(postgres, found["prefix"])
 

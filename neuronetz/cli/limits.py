@@ -86,6 +86,24 @@ WHERE tenant_id = $1
 SET_KEY_LIMITS = SET_TENANT_LIMITS.replace("tenant_limits", "key_limits").replace("tenant_id", "key_id")
 
 
+def tenant_statements(tenant_id: Any, values: "Mapping[str, Any]") -> list[tuple[str, list[Any]]]:
+    """The statements that set ``values`` of a tenant's limits."""
+    insert = "INSERT INTO gateway.tenant_limits (tenant_id) VALUES ($1) ON CONFLICT DO NOTHING"
+    return [(insert, [tenant_id]), (SET_TENANT_LIMITS, [tenant_id, _json(values)])]
+
+
+def key_statements(key_id: Any, values: "Mapping[str, Any]") -> list[tuple[str, list[Any]]]:
+    """The statements that set ``values`` of a key's own limits."""
+    insert = "INSERT INTO gateway.key_limits (key_id) VALUES ($1) ON CONFLICT DO NOTHING"
+    return [(insert, [key_id]), (SET_KEY_LIMITS, [key_id, _json(values)])]
+
+
+def _json(values: "Mapping[str, Any]") -> str:
+    import msgspec
+
+    return msgspec.json.encode(values).decode()
+
+
 def given(
     rpm: int | None,
     concurrency: int | None,

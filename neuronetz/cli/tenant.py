@@ -163,7 +163,7 @@ def set_(
 
     async def change(postgres: "Postgres") -> dict[str, Any]:
         tenant = await find_tenant(postgres, name)
-        await postgres.transaction(_limits(tenant["id"], values))
+        await postgres.transaction(limits.tenant_statements(tenant["id"], values))
         return await _read(postgres, str(tenant["id"]))
 
     tenant = with_postgres(database_url, change)
@@ -212,15 +212,6 @@ def _set_suspended(name: str, suspended: bool, json: bool, database_url: str | N
     say(f"tenant {tenant['name']} is {state}" if changed else f"tenant {tenant['name']} was {state} already")
 
 
-def _limits(tenant_id: Any, values: dict[str, Any]) -> list[tuple[str, list[Any]]]:
-    import msgspec
-
-    return [
-        ("INSERT INTO gateway.tenant_limits (tenant_id) VALUES ($1) ON CONFLICT DO NOTHING", [tenant_id]),
-        (limits.SET_TENANT_LIMITS, [tenant_id, msgspec.json.encode(values).decode()]),
-    ]
-
-
 async def _create(postgres: "Postgres", name: str, values: dict[str, Any]) -> dict[str, Any]:
     import uuid
 
@@ -229,7 +220,7 @@ async def _create(postgres: "Postgres", name: str, values: dict[str, Any]) -> di
     tenant_id = uuid.uuid4()
     insert = ("INSERT INTO gateway.tenants (id, name) VALUES ($1, $2)", [tenant_id, name])
     try:
-        await postgres.transaction([insert, *_limits(tenant_id, values)])
+        await postgres.transaction([insert, *limits.tenant_statements(tenant_id, values)])
     except asyncpg.UniqueViolationError:
         raise Failure(f"tenant {quoted(name)} exists already; change it with: neuronetz tenant set") from None
     return await _read(postgres, str(tenant_id))

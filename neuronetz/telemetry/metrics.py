@@ -72,6 +72,16 @@ class Metrics:
         )
         self.models = Gauge("gateway_models_discovered", "Models known to be installed.", registry=self.registry)
 
+        self.ledger_drift = Gauge(
+            "gateway_ledger_drift_tokens",
+            "Tokens by which budget counters were last found to differ from the ledger.",
+            ("scope",),
+            registry=self.registry,
+        )
+        self.ledger_repairs = Counter(
+            "gateway_ledger_repairs_total", "Budget counters set to what the ledger says.", registry=self.registry
+        )
+
     def exposition(self) -> bytes:
         """The text format that Prometheus scrapes."""
         return generate_latest(self.registry)

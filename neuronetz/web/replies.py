@@ -27,6 +27,7 @@ _CODES: dict[type[GatewayError], str] = {
     errors.RateLimited: "rate_limit_exceeded",
     errors.ConcurrencyLimited: "rate_limit_exceeded",
     errors.BudgetExhausted: "insufficient_quota",
+    errors.BudgetReserved: "rate_limit_exceeded",
     errors.ModelDenied: "model_not_available",
 }
 
@@ -35,7 +36,7 @@ def openai_error(error: GatewayError) -> dict[str, object]:
     """The error object of OpenAI's API."""
     kind = (
         "insufficient_quota"
-        if isinstance(error, errors.BudgetExhausted)
+        if isinstance(error, errors.BudgetExhausted) and not error.retryable
         else _TYPES.get(error.status, "api_error")
     )
     return {

@@ -13,7 +13,7 @@ from neuronetz.stores.postgres import Postgres
 
 TABLES = (
     *("tenants", "tenant_limits", "api_keys", "key_limits"),
-    *("budget_usage", "audit_log", "prompt_log", "revocations"),
+    *("budget_usage", "budget_adjustments", "audit_log", "prompt_log", "revocations"),
 )
 
 
@@ -50,10 +50,12 @@ async def test_the_console_s_privileges_are_exactly_these(postgres: Postgres) ->
 REFUSED = {
     **{f"update {table}": f"UPDATE gateway.{table} SET {column} = {column}" for table, column in (
         ("tenants", "name"), ("tenant_limits", "rpm"), ("api_keys", "revoked_at"), ("key_limits", "rpm"),
-        ("budget_usage", "requests"), ("audit_log", "model"), ("prompt_log", "prompt"), ("revocations", "reason"),
+        ("budget_usage", "requests"), ("budget_adjustments", "reason"), ("audit_log", "model"),
+        ("prompt_log", "prompt"), ("revocations", "reason"),
     )},
     **{f"delete {table}": f"DELETE FROM gateway.{table}" for table in TABLES},
-    **{f"insert {table}": f"INSERT INTO gateway.{table} SELECT * FROM gateway.{table}" for table in TABLES[:-1]},
+    **{f"insert {table}": f"INSERT INTO gateway.{table} OVERRIDING SYSTEM VALUE SELECT * FROM gateway.{table}"
+       for table in TABLES[:-1]},
     **{f"truncate {table}": f"TRUNCATE gateway.{table} CASCADE" for table in TABLES},
     "create table": "CREATE TABLE gateway.mine (id int)",
     "create function": "CREATE FUNCTION gateway.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",

@@ -9,7 +9,7 @@ from neuronetz.admission.command import periods
 from neuronetz.admission.verdict import Aborted, Admitted, OutsidePeriod, Refused, SeedNeeded
 from neuronetz.policy import Limits
 
-AT_LIMIT = {"rate": {"rpm": 1}, "budget": {"budget_tokens": 100}, "concurrency": {"concurrency": 1}}
+AT_LIMIT = {"rate": {"rpm": 1}, "reserved": {"budget_tokens": 100}, "concurrency": {"concurrency": 1}}
 DAY_S = 86_400
 
 
@@ -27,7 +27,7 @@ async def state(desk: Any, principal: Any) -> list[Any]:
 @pytest.mark.parametrize("scope", ["tenant", "key"])
 @pytest.mark.parametrize(
     ("limit", "outcome"),
-    [("rate", "rate_limited"), ("budget", "budget_exhausted"), ("concurrency", "concurrency_limited")],
+    [("rate", "rate_limited"), ("reserved", "budget_exhausted"), ("concurrency", "concurrency_limited")],
 )
 async def test_a_refused_request_consumed_nothing_and_left_its_row(
     desk: Any, scope: str, limit: str, outcome: str
@@ -69,8 +69,8 @@ async def test_refusals_come_in_the_order_rate_budget_concurrency_and_tenant_bef
     assert seen == [
         ("rate", "tenant"),
         ("rate", "key"),
-        ("budget", "tenant"),
-        ("budget", "key"),
+        ("reserved", "tenant"),
+        ("reserved", "key"),
         ("concurrency", "tenant"),
         ("concurrency", "key"),
     ]
@@ -133,12 +133,32 @@ async def test_an_exhausted_budget_refuses_what_costs_nothing_too(desk: Any) -> 
 
 async def test_an_exhausted_budget_comes_back_when_its_period_ends(desk: Any) -> None:
     principal = desk.principal(Limits(budget_tokens=50, budget_period="day"))
-    await desk.admit(desk.ask(principal))
+    spent = desk.ask(principal)
+    await desk.admit(spent)
+    await desk.settle(spent, tokens=50)
     refused = await desk.admit(desk.ask(principal))
-    assert refused.retry_after_s == DAY_S / 2
+    assert (refused.limit, refused.retry_after_s) == ("budget", DAY_S / 2)
     tomorrow = desk.noon_ms + DAY_S * 500
     assert isinstance(await desk.admit(desk.ask(principal), now_ms=tomorrow - 1), Refused)
     assert isinstance(await desk.admit(desk.ask(principal), now_ms=tomorrow), Admitted)
+
+
+async def test_what_running_requests_have_reserved_is_not_spent(desk: Any) -> None:
+    principal = desk.principal(Limits(budget_tokens=100), Limits(budget_tokens=1000))
+    running, again = desk.ask(principal), desk.ask(principal)
+    await desk.admit(running)
+    refused = await desk.admit(again)
+    assert (refused.limit, refused.scope, refused.retry_after_s) == ("reserved", "tenant", 1.0)
+    await desk.settle(running, tokens=5)
+    assert (await desk.admit(again)).predict == 85
+
+
+async def test_a_budget_that_is_spent_is_named_before_one_that_is_reserved(desk: Any) -> None:
+    principal = desk.principal(Limits(budget_tokens=100), Limits(budget_tokens=1000))
+    await desk.admit(desk.ask(principal))
+    poor = desk.principal(Limits(budget_tokens=100), Limits(budget_tokens=10), tenant_id=principal.tenant_id)
+    refused = await desk.admit(desk.ask(poor))
+    assert (refused.limit, refused.scope) == ("budget", "key")
 
 
 async def test_an_admission_that_is_repeated_counts_once_and_answers_the_same(desk: Any) -> None:

@@ -338,6 +338,7 @@ async def test_more_rows_than_a_batch_are_moved_by_the_script_alone(desk: Any) -
         dead_rows,
         keyspace.rows(principal.tenant_id, "one"),
         keyspace.slots(principal.tenant_id),
+        keyspace.hashes(principal.tenant_id),
     )
     seen: set[bytes] = set()
     arrived: list[bytes] = []

@@ -13,6 +13,7 @@ COMMANDS = [
     *(f"tenant {name}" for name in ("create", "list", "show", "set", "suspend", "resume")),
     *(f"key {name}" for name in ("create", "list", "show", "set", "revoke")),
     *(f"prompts {name}" for name in ("list", "show", "purge")),
+    *(f"budget {name}" for name in ("show", "set", "reset")),
     "usage",
     "audit",
     "model list",
@@ -32,7 +33,7 @@ def test_the_version_is_told(bare: Cli) -> None:
     assert bare("--version").out == f"neuronetz {__version__}\n"
 
 
-@pytest.mark.parametrize("args", [(), ("tenant",), ("key",), ("model",), ("prompts",)])
+@pytest.mark.parametrize("args", [(), ("tenant",), ("key",), ("budget",), ("model",), ("prompts",)])
 def test_without_a_command_the_help_is_shown(bare: Cli, args: tuple[str, ...]) -> None:
     result = bare(*args)
     assert (result.code, result.out) == (2, "")

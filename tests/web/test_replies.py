@@ -44,6 +44,19 @@ def test_an_exhausted_budget_says_that_a_retry_cannot_help() -> None:
     assert "x-should-retry" not in headers_of(errors.RateLimited())
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (errors.BudgetExhausted(), "insufficient_quota", "insufficient_quota"),
+        (errors.BudgetReserved(), "rate_limit_error", "rate_limit_exceeded"),
+    ],
+)
+def test_only_a_spent_budget_is_an_insufficient_quota(error: GatewayError, kind: str, code: str) -> None:
+    body = json.loads(render(error, "openai").body)["error"]
+    assert (error.status, body["type"], body["code"]) == (429, kind, code)
+    assert ("x-should-retry" in headers_of(error)) == (kind == "insufficient_quota")
+
+
 def test_401_says_how_to_authenticate_and_405_what_is_allowed() -> None:
     assert headers_of(errors.Unauthenticated())["www-authenticate"].startswith("Bearer")
     assert headers_of(errors.MethodNotAllowed(("GET", "HEAD")))["allow"] == "GET, HEAD"

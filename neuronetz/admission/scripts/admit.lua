@@ -1,9 +1,10 @@
--- Admit one request: all of it or nothing. The order of refusals is rate, budget, concurrency; in each the
--- tenant's scope before the key's.
+-- Admit one request: all of it or nothing. The order of refusals is rate, budget spent, budget reserved,
+-- concurrency; in each the tenant's scope before the key's.
 --
 -- KEYS  1 rpm of the tenant    2 rpm of the key      3 slots of the tenant   4 slots of the key
 --       5 leases of instance   6 rows of instance    7 tombstone of the request
 --       8 budget counter of the tenant               9 budget counter of the key
+--       10 the names of the tenant's hashes of leases and rows
 -- ARGV  1 request id           2 now in ms (0: the server's)                 3 key id    4 slot (1 or 0)
 --       5,6 rpm                7,8 concurrency       9,10 budget (tenant, key; -1: no limit)
 --       11 prompt estimate     12 predict wanted     13 predict at least
@@ -12,7 +13,8 @@
 --
 -- Replies, the first item naming the form:
 --   admitted  now_ms  granted  ''     0         + state
---   rate | budget | concurrency  now_ms  0  scope  retry_ms  + state
+--   rate | budget | reserved | concurrency  now_ms  0  scope  retry_ms  + state
+--             (reserved: the budget holds it, once requests that run give back what they do not use)
 --   seed      now_ms  tenant's counter missing  key's counter missing
 --   period    now_ms            the caller's periods do not hold now: nothing was looked at
 --   aborted   now_ms            this request was given up before its admission arrived
@@ -162,13 +164,19 @@ if missing[1] == 1 or missing[2] == 1 then
   return { 'seed', now_ms, missing[1], missing[2] }
 end
 
-local granted = wanted
+local granted, needed = wanted, math.max(1, estimate + math.min(least, wanted))
+for scope = 1, 2 do
+  local counter = counters[scope]
+  if counter and budget[scope] - counter.used < needed then
+    return refuse('budget', 'budget_exhausted', scope, ends[scope] * 1000 - now_ms)
+  end
+end
 for scope = 1, 2 do
   local counter = counters[scope]
   if counter then
     local left = budget[scope] - counter.used - counter.reserved
-    if left <= 0 or left < estimate + math.min(least, wanted) then
-      return refuse('budget', 'budget_exhausted', scope, ends[scope] * 1000 - now_ms)
+    if left < needed then
+      return refuse('reserved', 'budget_exhausted', scope, 1000)
     end
     granted = math.min(granted, left - estimate)
   end
@@ -193,6 +201,7 @@ redis.call('HSET', KEYS[5], id, string.format(
   '%s|%s|%.0f|%.0f|%.0f|%s|%s', key_id, slot, reserved, granted, now_ms, named[1], named[2]
 ))
 redis.call('HSET', KEYS[6], id, stub)
+redis.call('SADD', KEYS[10], KEYS[5], KEYS[6])
 for scope = 1, 2 do
   local window, counter = windows[scope], counters[scope]
   if slot == '1' then

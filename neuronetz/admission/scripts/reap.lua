@@ -2,6 +2,7 @@
 -- rows to the reaper. Bounded; the caller repeats it until nothing is left.
 --
 -- KEYS  1 leases of the dead  2 rows of the dead  3 rows of the reaper  4 slots of the tenant
+--       5 the names of the tenant's hashes of leases and rows
 -- ARGV  1 at most so many leases and rows  2 the name of a key's slots without the key's id
 --       3... request ids of the rows of the reply before: they have arrived and are dropped here
 -- Reply: leases left, then request id and row, in turns. A row is dropped from the dead's only when the next
@@ -38,6 +39,11 @@ end
 
 local rows = redis.call('HRANDFIELD', KEYS[2], batch, 'WITHVALUES')
 local answer = { redis.call('HLEN', KEYS[1]) }
+if #rows > 0 then
+  redis.call('SADD', KEYS[5], KEYS[3])
+elseif answer[1] == 0 then
+  redis.call('SREM', KEYS[5], KEYS[1], KEYS[2])
+end
 for index = 1, #rows, 2 do
   redis.call('HSET', KEYS[3], rows[index], rows[index + 1])
   answer[#answer + 1] = rows[index]
