@@ -21,6 +21,11 @@ def without_times(line: bytes) -> dict[str, Any]:
     return {name: v for name, v in value.items() if name != "created_at" and not name.endswith("_duration")}
 
 
+def last_chat(mock_ollama: Any) -> Any:
+    """The last chat that the mock saw: discovery asks it too, at any time."""
+    return next(seen for seen in reversed(mock_ollama.stats.last) if seen.path == "/api/chat")
+
+
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
 async def test_a_stream_is_passed_through_and_accounted(
     client: httpx.AsyncClient, mock_ollama: Any, books: Any, path: str
@@ -70,7 +75,7 @@ async def test_num_predict_upstream_never_exceeds_what_was_reserved(
         options = {} if asked is None else {"options": {"num_predict": asked}}
         reply = await client.post("/api/chat", json=CHAT | options | {"stream": False}, headers=auth)
         assert reply.status_code == 200
-        sent = mock_ollama.stats.last[-1].json()["options"]["num_predict"]
+        sent = last_chat(mock_ollama).json()["options"]["num_predict"]
         assert sent == (3 if asked == 3 else 5)
         assert reply.json()["eval_count"] <= 5
 
@@ -79,9 +84,9 @@ async def test_without_budget_or_cap_the_clients_own_bound_is_left_alone(
     client: httpx.AsyncClient, mock_ollama: Any
 ) -> None:
     await client.post("/api/chat", json=CHAT | {"options": {"num_predict": 7}, "stream": False})
-    assert mock_ollama.stats.last[-1].json()["options"]["num_predict"] == 7
+    assert last_chat(mock_ollama).json()["options"]["num_predict"] == 7
     await client.post("/api/chat", json=CHAT | {"stream": False})
-    assert "num_predict" not in mock_ollama.stats.last[-1].json().get("options", {})
+    assert "num_predict" not in last_chat(mock_ollama).json().get("options", {})
 
 
 async def test_the_clients_headers_and_bytes_never_go_upstream(
@@ -92,7 +97,7 @@ async def test_the_clients_headers_and_bytes_never_go_upstream(
         json=CHAT | {"stream": False, "_debug_render_only": True, "unknown": 1},
         headers={"x-openwebui-user-name": "someone", "cookie": "a=b"},
     )
-    seen = mock_ollama.stats.last[-1]
+    seen = last_chat(mock_ollama)
     assert key not in str(seen.headers)
     assert not {"authorization", "cookie", "x-openwebui-user-name"} & {name.lower() for name in dict(seen.headers)}
     assert set(seen.json()) <= {"model", "messages", "stream", "options"}
