@@ -11,8 +11,8 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 
 import structlog
@@ -43,7 +43,8 @@ from neuronetz.upstream.ollama import Upstream, open_upstream
 from neuronetz.web.asgi import FrontDoor
 from neuronetz.web.metrics import MetricsPage
 from neuronetz.web.pages import Readiness, make_pages
-from neuronetz.web.server import Server, open_server
+from neuronetz.web.server import Server, address_of, open_server
+from neuronetz.web.sharing import Load, SharedListener
 
 log = structlog.get_logger("neuronetz.gateway")
 
@@ -149,38 +150,59 @@ class Gateway:
         )
 
     async def run(
-        self, stop: trio.Event, task_status: "trio.TaskStatus[Gateway]" = trio.TASK_STATUS_IGNORED
+        self,
+        stop: trio.Event,
+        *,
+        shared: tuple[Sequence[SharedListener], Load] | None = None,
+        task_status: "trio.TaskStatus[Gateway]" = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until ``stop`` is set, then drain: no new requests, running ones get the drain's time.
 
-        Reports itself as started once it serves. Raises ``OSError`` when an address is taken. When
+        Reports itself as started once it serves. Raises ``CannotListen`` when an address is taken. When
         cancelled it ends at once, each request unwinding within the clean-up's time.
+
+        ``shared``: as one of several workers, serve these listeners; the metrics' listener is the parent's.
         """
         front_door = FrontDoor(self.rooms, make_pages(self._recent_readiness))
-        bind = partial(open_server, write_timeout_s=self.settings.write_timeout_s)
+        metrics_page: AbstractAsyncContextManager[str] = nullcontext("") if shared else self._metrics_page()
         async with (
             self._recording(),
             self._services(),
-            bind(
-                MetricsPage(self.exposition),
-                self.settings.metrics_host,
-                self.settings.metrics_port,
-                max_connections=64,
-            ) as metrics_server,
-            bind(
+            metrics_page as self.metrics_url,
+            open_server(
                 front_door,
                 self.settings.listen_host,
                 self.settings.listen_port,
+                write_timeout_s=self.settings.write_timeout_s,
                 max_connections=self.settings.max_connections,
+                shared=shared,
             ) as server,
         ):
-            self.base_url = _url(self.settings.listen_host, server.port)
-            self.metrics_url = _url(self.settings.metrics_host, metrics_server.port) + "/metrics"
-            log.info("gateway.ready", base_url=self.base_url, metrics_url=self.metrics_url, instance=self.instance)
+            self.base_url = address_of(self.settings.listen_host, server.port)
+            log.info(
+                "gateway.ready",
+                base_url=self.base_url,
+                metrics_url=self.metrics_url or None,
+                instance=self.instance,
+            )
             self._server = server
             task_status.started(self)
             await stop.wait()
             await self._drain(server)
+
+    @asynccontextmanager
+    async def _metrics_page(self) -> AsyncIterator[str]:
+        async def exposition() -> bytes:
+            return self.exposition()
+
+        async with open_server(
+            MetricsPage(exposition),
+            self.settings.metrics_host,
+            self.settings.metrics_port,
+            write_timeout_s=self.settings.write_timeout_s,
+            max_connections=64,
+        ) as server:
+            yield address_of(self.settings.metrics_host, server.port) + "/metrics"
 
     async def _drain(self, server: Server) -> None:
         log.info("gateway.draining", exchanges=len(self.registry), patience_s=self.settings.drain_timeout_s)
@@ -271,6 +293,11 @@ class Gateway:
 
     def exposition(self) -> bytes:
         """The metrics, with the gauges read now."""
+        self.read_gauges()
+        return self.metrics.exposition()
+
+    def read_gauges(self) -> None:
+        """Set the gauges to what they are now."""
         metrics = self.metrics
         metrics.connections.set(self.connections)
         metrics.leases.set(self.admission.held)
@@ -285,7 +312,6 @@ class Gateway:
         for entry in self.board.services.values():
             metrics.service_up.labels(entry.name).set(entry.state == "running")
             metrics.service_restarts.labels(entry.name).set(entry.restarts)
-        return metrics.exposition()
 
 
 async def _check(checks: dict[str, str], name: str, ask: Callable[[], Awaitable[object]]) -> None:
@@ -294,11 +320,6 @@ async def _check(checks: dict[str, str], name: str, ask: Callable[[], Awaitable[
         checks[name] = "ok"
     except StoreUnavailable as error:
         checks[name] = error.reason
-
-
-def _url(host: str, port: int) -> str:
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 @asynccontextmanager

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     listen_port: Port = 8080
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 9464
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -29,22 +29,32 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON line on stdout when
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command()(serve)
+    app.command("worker", hidden=True)(worker)
     app.command()(migrate)
     app.command()(demo)
     app.command()(dev)
     app.command("mock-ollama")(mock_ollama)
 
 
-def serve() -> None:
+def serve(
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes on the one port, each with its own pools; WORKERS by default.", show_default=False
+        ),
+    ] = None,
+) -> None:
     """Run the gateway, with everything from the environment.
 
     Needs DATABASE_URL, REDIS_URL and OLLAMA_URL; apply the schema first with: neuronetz migrate
+
+    SIGTERM drains and exits; a second one does not wait. With several workers, send it to the parent.
     """
     from neuronetz.cli.failure import Failure
     from neuronetz.settings import Settings
     from neuronetz.telemetry.logs import configure_logs
 
-    settings = Settings.load()
+    settings = Settings.load() if workers is None else Settings.load(workers=workers)
     configure_logs(settings.log_level, settings.log_format)
 
     async def main(stop: "trio.Event") -> None:
@@ -55,6 +65,8 @@ def serve() -> None:
         from neuronetz.gateway import open_gateway
         from neuronetz.stores.migrations import pending
         from neuronetz.stores.postgres import open_postgres
+        from neuronetz.web.server import CannotListen
+        from neuronetz.workers.parent import Workers
 
         async with open_postgres(settings.database_url, size=1, timeout_s=settings.store_timeout_s) as postgres:
             try:
@@ -66,10 +78,37 @@ def serve() -> None:
                 missing = []
         if missing:
             raise Failure(f"the database lacks {', '.join(missing)}: run 'neuronetz migrate' first")
-        async with open_gateway(settings) as gateway:
-            await gateway.run(stop)
+        try:
+            if settings.workers > 1:
+                # What was wrong is said in the line of the worker that found it, or in the log.
+                if code := await Workers(settings).run(stop):
+                    raise Failure("", code=code)
+            else:
+                async with open_gateway(settings) as gateway:
+                    await gateway.run(stop)
+        except* CannotListen as group:
+            raise Failure(str(_first(group))) from None
 
     run_until_signal(main)
+
+
+def worker(
+    number: Annotated[int, typer.Option()],
+    folder: Annotated[Path, typer.Option()],
+    control: Annotated[int, typer.Option()],
+    listen: Annotated[list[int], typer.Option()],
+) -> None:
+    """One of the workers of: neuronetz serve --workers. Started by it alone, with inherited sockets."""
+    from neuronetz.settings import Settings
+    from neuronetz.telemetry.logs import configure_logs
+    from neuronetz.workers.process import run_worker
+
+    settings = Settings.load()
+    configure_logs(settings.log_level, settings.log_format)
+    try:
+        run_worker(settings, number=number, listen=listen, control=control, folder=folder)
+    except BaseExceptionGroup as group:
+        raise _only(group) from None
 
 
 def migrate(database_url: DatabaseUrl = None) -> None:
@@ -195,6 +234,12 @@ async def _heed(signals: AsyncIterator[int], stop: "trio.Event", scope: "trio.Ca
         elif trio.current_time() - first > _SAME_SIGNAL_S:
             scope.cancel()
             return
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _only(error: BaseException) -> BaseException:

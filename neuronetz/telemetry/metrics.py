@@ -10,7 +10,11 @@ NO_MODEL = "none"
 
 
 class Metrics:
-    """neuronetz's metrics. Labels hold only names from PostgreSQL or from the discovered set."""
+    """neuronetz's metrics. Labels hold only names from PostgreSQL or from the discovered set.
+
+    A gauge's ``multiprocess_mode`` says what several workers' values make together: a sum, or where each
+    says the same, the worst. All are of living workers alone.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -38,20 +42,39 @@ class Metrics:
         self.cancellations = Counter(
             "gateway_cancellations_total", "Exchanges cut short, by cause.", ("cause",), registry=self.registry
         )
-        self.connections = Gauge("gateway_connections", "Connections of clients.", registry=self.registry)
-        self.leases = Gauge("gateway_leases", "Leases held by this process.", registry=self.registry)
-        self.unsettled = Gauge(
-            "gateway_settles_pending", "Settles that Redis has not taken yet.", registry=self.registry
+        self.connections = Gauge(
+            "gateway_connections", "Connections of clients.", multiprocess_mode="livesum", registry=self.registry
         )
-        self.ring = Gauge("gateway_audit_ring_rows", "Audit rows not yet in PostgreSQL.", registry=self.registry)
+        self.leases = Gauge("gateway_leases", "Leases held.", multiprocess_mode="livesum", registry=self.registry)
+        self.unsettled = Gauge(
+            "gateway_settles_pending",
+            "Settles that Redis has not taken yet.",
+            multiprocess_mode="livesum",
+            registry=self.registry,
+        )
+        self.ring = Gauge(
+            "gateway_audit_ring_rows",
+            "Audit rows not yet in PostgreSQL.",
+            multiprocess_mode="livesum",
+            registry=self.registry,
+        )
         self.ring_capacity = Gauge(
-            "gateway_audit_ring_capacity", "Audit rows that may wait before deny mode.", registry=self.registry
+            "gateway_audit_ring_capacity",
+            "Audit rows that may wait before deny mode.",
+            multiprocess_mode="livesum",
+            registry=self.registry,
         )
         self.deny_mode = Gauge(
-            "gateway_audit_deny_mode", "1 while audit refuses requests.", registry=self.registry
+            "gateway_audit_deny_mode",
+            "1 while audit refuses requests.",
+            multiprocess_mode="livemax",
+            registry=self.registry,
         )
         self.prompts_waiting = Gauge(
-            "gateway_prompts_waiting", "Rows of the prompt log not yet in PostgreSQL.", registry=self.registry
+            "gateway_prompts_waiting",
+            "Rows of the prompt log not yet in PostgreSQL.",
+            multiprocess_mode="livesum",
+            registry=self.registry,
         )
         self.prompts_dropped = Counter(
             "gateway_prompts_dropped_total",
@@ -62,20 +85,35 @@ class Metrics:
             "gateway_breaker_state",
             "1 for the circuit breaker's current state.",
             ("state",),
+            multiprocess_mode="livesum",
             registry=self.registry,
         )
         self.service_up = Gauge(
-            "gateway_service_up", "1 while a supervised service runs.", ("service",), registry=self.registry
+            "gateway_service_up",
+            "1 while a supervised service runs.",
+            ("service",),
+            multiprocess_mode="livemin",
+            registry=self.registry,
         )
         self.service_restarts = Gauge(
-            "gateway_service_restarts", "Restarts of a supervised service.", ("service",), registry=self.registry
+            "gateway_service_restarts",
+            "Restarts of a supervised service.",
+            ("service",),
+            multiprocess_mode="livesum",
+            registry=self.registry,
         )
-        self.models = Gauge("gateway_models_discovered", "Models known to be installed.", registry=self.registry)
+        self.models = Gauge(
+            "gateway_models_discovered",
+            "Models known to be installed.",
+            multiprocess_mode="livemin",
+            registry=self.registry,
+        )
 
         self.ledger_drift = Gauge(
             "gateway_ledger_drift_tokens",
             "Tokens by which budget counters were last found to differ from the ledger.",
             ("scope",),
+            multiprocess_mode="livemax",
             registry=self.registry,
         )
         self.ledger_repairs = Counter(

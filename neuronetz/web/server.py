@@ -12,7 +12,7 @@ import math
 import select
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,12 +27,20 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from neuronetz.web.sharing import Load, SharedListener
+
 # One write's deadline counts for this many bytes (at most), so that a large reply to a slow but steady
 # reader is not mistaken for a stall.
 _SLICE_BYTES = 64 * 1024
 
 _IDLE_S = 75.0
 _HEADER_BYTES = 64 * 1024
+
+Listener = trio.SocketListener | SharedListener
+
+
+class CannotListen(OSError):
+    """An address is taken, or is none of this host; the message is one line that names it."""
 
 
 class Connection(trio.abc.HalfCloseableStream):
@@ -209,7 +217,21 @@ async def _discard(receive: Any) -> None:
         await receive()
 
 
-def _configure(listener: trio.SocketListener, write_timeout_s: float) -> None:
+async def listen(host: str, port: int) -> list[trio.SocketListener]:
+    """Bind. Port 0 picks a free one; raises ``CannotListen``."""
+    try:
+        return await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+
+
+def address_of(host: str, port: int) -> str:
+    """The URL under which a listener on ``host`` is reached from this machine."""
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _configure(listener: Listener, write_timeout_s: float) -> None:
     """Socket options that accepted sockets inherit: a peer that has vanished without a word is found."""
     sock = listener.socket
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -226,8 +248,16 @@ def _configure(listener: trio.SocketListener, write_timeout_s: float) -> None:
 class Server:
     """A running HTTP server. ``port`` is the one that was bound; ``open`` counts its connections."""
 
-    def __init__(self, listeners: list[trio.SocketListener], app: Any, write_timeout_s: float, limit: int) -> None:
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        app: Any,
+        write_timeout_s: float,
+        limit: int,
+        load: Load | None = None,
+    ) -> None:
         self._listeners = listeners
+        self._load = load
         self._app = ASGIWrapper(partial(self._call, app))
         self._calls = 0
         self._idle = trio.Event()
@@ -250,8 +280,9 @@ class Server:
         """Accept and serve until ``stop_accepting`` was called and the last connection is gone, or cancelled."""
         async with trio.open_nursery() as connections:
             with self._accepting:
+                self._tell_load()
                 task_status.started()
-                await trio.serve_listeners(self._serve, self._listeners, handler_nursery=connections)
+                await trio.serve_listeners(self._serve, list(self._listeners), handler_nursery=connections)
 
     async def _call(self, app: Any, scope: Any, receive: Any, send: Any) -> None:
         self._calls += 1
@@ -271,9 +302,16 @@ class Server:
     async def stop_accepting(self) -> None:
         """Close the listeners, and connections as they become idle; requests under way go on."""
         self._accepting.cancel()
+        if self._load is not None:
+            self._load.tell(None)
+            self._load = None
         for listener in self._listeners:
             await listener.aclose()
         await self._context.terminated.set()
+
+    def _tell_load(self) -> None:
+        if self._load is not None:
+            self._load.tell(self.open)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         if self.open >= self._limit:
@@ -282,6 +320,7 @@ class Server:
         connection = Connection(stream, self._write_timeout_s)
         state: Any = {"connection": connection}
         self.open += 1
+        self._tell_load()
         try:
             await _Channel(self._app, self._config, self._context, state, connection)  # type: ignore[arg-type]
         except Exception:
@@ -289,6 +328,7 @@ class Server:
             logging.getLogger("neuronetz.server").exception("connection failed")
         finally:
             self.open -= 1
+            self._tell_load()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 0.5):
                 await connection.aclose()
 
@@ -301,12 +341,16 @@ async def open_server(
     *,
     write_timeout_s: float,
     max_connections: int,
+    shared: tuple[Sequence[SharedListener], Load] | None = None,
 ) -> AsyncIterator[Server]:
-    """Bind, serve, and on leaving cut what is left. Port 0 picks a free one; raises ``OSError`` if it is taken."""
-    listeners = await trio.open_tcp_listeners(port, host=host)
+    """Bind, serve, and on leaving cut what is left. Port 0 picks a free one; raises ``CannotListen``.
+
+    ``shared``: inherited listeners to serve instead of binding, and the load to tell of.
+    """
+    listeners, load = shared if shared is not None else (await listen(host, port), None)
     for listener in listeners:
         _configure(listener, write_timeout_s)
-    server = Server(listeners, app, write_timeout_s, max_connections)
+    server = Server(listeners, app, write_timeout_s, max_connections, load)
     async with trio.open_nursery() as nursery:
         await nursery.start(server.run)
         try:
