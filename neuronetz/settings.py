@@ -5,6 +5,7 @@ seconds (``_s``), sizes in bytes (``_bytes``), token counts in tokens.
 """
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -94,8 +95,11 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_url(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
+        if value.startswith(("redis+cluster://", "rediss+cluster://")):
+            if urlsplit(value).path not in ("", "/", "/0"):
+                raise ValueError("a cluster has database 0 alone")
+        elif not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss://, unix:// or redis+cluster://")
         return value
 
     @model_validator(mode="after")

@@ -100,13 +100,9 @@ class KeyCache:
     async def evict_all(self) -> None:
         """Have every key looked up anew; look-ups of this process that are under way will not be kept."""
         self._sweeps += 1
-        cursor = b"0"
-        while True:
-            cursor, names = await self._redis.command("SCAN", cursor, "MATCH", f"{_KEY}*", "COUNT", 1000)
+        async for names in self._redis.scan(f"{_KEY}*"):
             prefixes = (bytes(name).decode("latin-1").removeprefix(_KEY) for name in names)
             await self.evict(prefix for prefix in prefixes if is_prefix(prefix))
-            if int(cursor) == 0:
-                return
 
     async def bury(self, prefixes: Iterable[str]) -> None:
         """Put tombstones: these keys are refused, and look-ups under way cannot bring them back."""

@@ -1,6 +1,6 @@
 """The rows' copies in Redis, which outlive this process: removed once PostgreSQL has the row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import structlog
@@ -49,7 +49,15 @@ class Copies:
 
     async def remove(self) -> None:
         """Remove what is noted. Cancelled or without Redis, the rest stays noted."""
-        while batch := list(islice(self._pending, BATCH)):
+        # By place: those of a node that is away would otherwise hold up all others.
+        places: dict[str, list[tuple[str, str]]] = {}
+        for row in self._pending:
+            places.setdefault(self._redis.place(rows_key(row[0], self._instance)), []).append(row)
+        for rows in places.values():
+            await self._remove(iter(rows))
+
+    async def _remove(self, rows: Iterator[tuple[str, str]]) -> None:
+        while batch := list(islice(rows, BATCH)):
             fields: dict[str, list[str]] = {}
             for tenant_id, request_id in batch:
                 fields.setdefault(rows_key(tenant_id, self._instance), []).append(request_id)

@@ -137,6 +137,12 @@ class Desk:
         return int(seconds) * 1000 + int(micros) // 1000
 
 
+@pytest.fixture(params=["single", "cluster"])
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """Every test of admission holds on a single server and on a cluster of three."""
+    return str(request.getfixturevalue("cluster_url" if request.param == "cluster" else "single_url"))
+
+
 @pytest.fixture
 def desk(redis: Redis) -> Desk:
     return Desk(redis)
