@@ -30,6 +30,7 @@ from neuronetz.embedded.postgres import EmbeddedPostgres
 from neuronetz.embedded.valkey import EmbeddedValkey
 from neuronetz.embedded.valkey_cluster import EmbeddedValkeyCluster
 from neuronetz.settings import Settings
+from neuronetz.stores.cluster import slot_of
 from neuronetz.stores.migrations import migrate
 from neuronetz.stores.postgres import Postgres, open_postgres
 from neuronetz.stores.redis import Redis, open_redis
@@ -149,6 +150,12 @@ def cluster_url(valkey_cluster: EmbeddedValkeyCluster) -> Iterator[str]:
     _flush_cluster(valkey_cluster)
 
 
+@pytest.fixture(params=["single", "cluster"])
+def each_redis_url(request: pytest.FixtureRequest) -> str:
+    """An empty single server, then an empty cluster: a room's ``redis_url`` where its tests hold on both."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
 def _flush_cluster(cluster: EmbeddedValkeyCluster) -> None:
     for node in cluster.nodes:
         with redis_py.Redis.from_url(f"unix://{node.socket_path}") as client:
@@ -239,6 +246,31 @@ async def own_valkey(asyncio_loop: asyncio.AbstractEventLoop, own_folder: Path) 
         yield server
     finally:
         await server.stop(immediate=True)
+
+
+@pytest.fixture
+async def own_cluster(
+    asyncio_loop: asyncio.AbstractEventLoop, own_folder: Path
+) -> AsyncIterator[EmbeddedValkeyCluster]:
+    """A running cluster of this test alone, whose slots and nodes it may move about."""
+    cluster = EmbeddedValkeyCluster(own_folder / "cluster")
+    await cluster.start()
+    try:
+        yield cluster
+    finally:
+        await cluster.stop()
+
+
+@pytest.fixture
+def on_node() -> Callable[..., str]:
+    """Makes text whose slot a node of a cluster owns: ``on_node(cluster, 1, make)``."""
+
+    def find(cluster: EmbeddedValkeyCluster, number: int, make: Callable[[], str]) -> str:
+        while cluster.node_of(slot_of(text := make())) is not cluster.nodes[number]:
+            pass
+        return text
+
+    return find
 
 
 def _scratch_parent() -> Path:

@@ -1,8 +1,8 @@
-"""Three Valkey servers as a cluster on loopback, for the tests: the nodes can be stopped, started and paused."""
+"""Valkey servers as a cluster on loopback, for the tests: the nodes can be stopped, started and paused."""
 
 import shutil
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -45,20 +45,29 @@ class ClusterNode(EmbeddedValkey):
             "cluster-node-timeout": str(self._timeout_ms),
             # What one node does not serve is its own keys' trouble alone.
             "cluster-require-full-coverage": "no",
+            "repl-diskless-sync-delay": "0",
         }
         return [*super()._command(), *(part for name, value in settings.items() for part in (f"--{name}", value))]
 
     async def tell(self, *words: str) -> None:
         """A command that is to answer OK. Raises ``EmbeddedServerError``."""
-        answer = await exchange(self.socket_path, (" ".join(words) + "\r\n").encode())
-        if not answer.startswith(b"+OK"):
-            raise EmbeddedServerError(f"{' '.join(words[:2])}: {answer.decode(errors='replace').strip()[:100]}")
+        answer = await self.ask(*words)
+        if not answer.startswith("+OK"):
+            raise EmbeddedServerError(f"{' '.join(words[:2])}: {answer.strip()[:100]}")
 
-    async def in_order(self) -> bool:
-        """Whether this node sees a whole cluster."""
-        answer = await exchange(self.socket_path, b"CLUSTER INFO\r\n")
-        wanted = (f"cluster_slots_ok:{SLOTS}", f"cluster_known_nodes:{NODES}", "cluster_state:ok")
-        return all(line.encode() in answer for line in wanted)
+    async def ask(self, *words: str) -> str:
+        """The first 512 bytes of a command's reply; empty where nobody answers."""
+        return (await exchange(self.socket_path, (" ".join(words) + "\r\n").encode())).decode()
+
+    async def node_id(self) -> str:
+        """The id by which the nodes know each other."""
+        return (await self.ask("CLUSTER", "MYID")).splitlines()[1]
+
+    async def in_order(self, nodes: int) -> bool:
+        """Whether this node sees a whole cluster of so many nodes."""
+        answer = await self.ask("CLUSTER", "INFO")
+        wanted = (f"cluster_slots_ok:{SLOTS}", f"cluster_known_nodes:{nodes}", "cluster_state:ok")
+        return all(line in answer for line in wanted)
 
 
 class EmbeddedValkeyCluster:
@@ -70,7 +79,7 @@ class EmbeddedValkeyCluster:
 
     def __init__(self, data_dir: Path, *, timeout_ms: int = 1000) -> None:
         self.data_dir = data_dir.resolve()
-        self.nodes: Sequence[ClusterNode] = ()
+        self.nodes: list[ClusterNode] = []
         self._timeout_ms = timeout_ms
         self._held: list[socket.socket] = []
 
@@ -80,7 +89,7 @@ class EmbeddedValkeyCluster:
 
     def node_of(self, slot: int) -> ClusterNode:
         """The node that owns a slot from the start."""
-        return next(node for node, (_, last) in zip(self.nodes, _ranges(), strict=True) if slot <= last)
+        return next(node for node, (_, last) in zip(self.nodes, _ranges(), strict=False) if slot <= last)
 
     async def start(self) -> None:
         """Start the nodes and wait until each sees a whole cluster: at least two seconds, by Valkey's rule.
@@ -88,16 +97,7 @@ class EmbeddedValkeyCluster:
         What an earlier run left in the folder is ended first. Raises ``EmbeddedServerError``; then, and when
         cancelled, nothing is left running.
         """
-        ports = [self._hold() for _ in range(2 * NODES)]
-        self.nodes = [
-            ClusterNode(
-                self.data_dir / f"node{n}",
-                port=ports[2 * n],
-                bus_port=ports[2 * n + 1],
-                timeout_ms=self._timeout_ms,
-            )
-            for n in range(NODES)
-        ]
+        self.nodes = [self._node(number) for number in range(NODES)]
         try:
             async with trio.open_nursery() as nursery:
                 for node in self.nodes:
@@ -112,11 +112,24 @@ class EmbeddedValkeyCluster:
             await self.stop()
             raise
 
+    async def add_replica(self, primary: ClusterNode) -> ClusterNode:
+        """Another node, which follows ``primary`` and takes over from it; return once it has its data."""
+        replica = self._node(len(self.nodes))
+        self.nodes.append(replica)
+        await replica.start()
+        await self.nodes[0].tell("CLUSTER", "MEET", _HOST, str(replica.port), str(replica.bus_port))
+        await self.wait_in_order()
+        await replica.tell("CLUSTER", "REPLICATE", await primary.node_id())
+        with trio.fail_after(START_TIMEOUT_S):
+            while "master_link_status:up" not in await replica.ask("INFO", "replication"):  # noqa: ASYNC110
+                await trio.sleep(POLL_S)
+        return replica
+
     async def wait_in_order(self) -> None:
         """Wait until every node sees a whole cluster. Raises ``EmbeddedServerError`` if that takes too long."""
         with trio.move_on_after(START_TIMEOUT_S):
             for node in self.nodes:
-                while not await node.in_order():  # noqa: ASYNC110 - a server tells nobody
+                while not await node.in_order(len(self.nodes)):  # noqa: ASYNC110 - a server tells nobody
                     await trio.sleep(POLL_S)
             return
         raise EmbeddedServerError("the cluster's nodes did not find each other in time")
@@ -129,6 +142,14 @@ class EmbeddedValkeyCluster:
                     nursery.start_soon(node.stop, True)
         while self._held:
             self._held.pop().close()
+
+    def _node(self, number: int) -> ClusterNode:
+        return ClusterNode(
+            self.data_dir / f"node{number}",
+            port=self._hold(),
+            bus_port=self._hold(),
+            timeout_ms=self._timeout_ms,
+        )
 
     def _hold(self) -> int:
         # Bound and never listening: nobody else is given the port, and a server that sets SO_REUSEADDR, as

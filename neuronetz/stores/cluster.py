@@ -19,6 +19,8 @@ from redis.asyncio.connection import parse_url
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
 
+from neuronetz.errors import SettingsError
+
 Address = tuple[str, int]
 Owners = Sequence[Address | None]
 
@@ -302,7 +304,7 @@ class Cluster:
 def read_url(url: str) -> tuple[list[Address], dict[str, Any]]:
     """The first nodes to ask, and redis-py's options for every node, of ``redis+cluster://host:port,…``.
 
-    Raises ``ValueError`` for a database other than 0: a cluster has no other.
+    Raises ``SettingsError`` for a database other than 0: a cluster has no other.
     """
     parts = urlsplit(url)
     user, at, hosts = parts.netloc.rpartition("@")
@@ -313,7 +315,7 @@ def read_url(url: str) -> tuple[list[Address], dict[str, Any]]:
         options = dict(parse_url(urlunsplit(node)))
         seeds.append((str(options.pop("host", "localhost")), int(options.pop("port", DEFAULT_PORT))))
     if options.pop("db", 0) != 0:
-        raise ValueError("a cluster has database 0 alone")
+        raise SettingsError("REDIS_URL: a cluster has database 0 alone")
     return seeds, options
 
 
