@@ -4,7 +4,7 @@ A ``trio_asyncio.open_loop()`` must be running. Connections are made when first 
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from neuronetz.stores import cluster
 from neuronetz.stores.bridge import in_asyncio
 
 Argument = str | bytes | int | float
+Visit = Callable[[list[bytes]], Awaitable[None]]
 
 _SCAN_COUNT = 1000
 
@@ -80,15 +81,15 @@ class Redis:
 
         return await self._call(run)
 
-    async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """The names of the keys that match, in batches; each name at least once if it is there throughout."""
-        cursor = 0
-        while True:
-            found, names = await self.command("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
-            yield names
+    async def scan(self, pattern: str, visit: Visit) -> None:
+        """Call ``visit`` with the names of the keys that match, in batches: each at least once, if it is there
+        throughout.
+        """
+        cursor = None
+        while cursor != 0:
+            found, names = await self.command("SCAN", cursor or 0, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            await visit(names)
             cursor = int(found)
-            if cursor == 0:
-                return
 
     def place(self, key: str) -> str:
         """Who answers for a key: what fails for one key need not be tried for another of the same place."""
@@ -133,27 +134,31 @@ class ClusterRedis(Redis):
 
         return await self._call(run)
 
-    async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """As before, over all nodes. A node that fails is passed over, and the error raised at the end."""
+    async def scan(self, pattern: str, visit: Visit) -> None:
+        """The same, over all nodes. Where a node fails, or ``visit`` by raising ``StoreUnavailable``, the
+        others are walked all the same and the error is raised at the end.
+        """
         failure: StoreUnavailable | None = None
         for _ in range(2):
             before = await self._call(self._nodes.layout)
             for node in before.nodes:
-                cursor = None
-                while cursor != 0:
-                    scan = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", _SCAN_COUNT)
-                    try:
-                        found, names = await self._call(self._nodes.at, node, *scan)
-                    except StoreUnavailable as error:
-                        failure = error
-                        break
-                    yield names
-                    cursor = int(found)
+                try:
+                    await self._walk(node, pattern, visit)
+                except StoreUnavailable as error:
+                    failure = error
             # A key that moved meanwhile, from a node not yet walked to one that was, is found the second time.
             if not before.moving and before == await self._call(self._nodes.layout):
                 break
         if failure is not None:
             raise failure
+
+    async def _walk(self, node: cluster.Address, pattern: str, visit: Visit) -> None:
+        cursor = None
+        while cursor != 0:
+            scan = ("SCAN", cursor or 0, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            found, names = await self._call(self._nodes.at, node, *scan)
+            await visit(names)
+            cursor = int(found)
 
     def place(self, key: str) -> str:
         return str(self._nodes.owner(key))
