@@ -232,12 +232,16 @@ class ClientStalled(GatewayError):
 
 
 class StoreUnavailable(Exception):
-    """PostgreSQL or Redis did not answer, or not in time. ``store`` is ``postgres`` or ``redis``."""
+    """PostgreSQL or Redis did not answer, or not in time. ``store`` is ``postgres`` or ``redis``.
 
-    def __init__(self, store: str, reason: str) -> None:
+    ``sent`` is False only where it is certain that nothing of the call was, or will be, carried out.
+    """
+
+    def __init__(self, store: str, reason: str, *, sent: bool = True) -> None:
         super().__init__(f"{store}: {reason}")
         self.store = store
         self.reason = reason
+        self.sent = sent
 
 
 class SettingsError(Exception):

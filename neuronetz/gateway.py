@@ -21,6 +21,7 @@ import trio
 from neuronetz.access.directory import Directory
 from neuronetz.access.keys import Hasher
 from neuronetz.access.revocation import PolicyListener
+from neuronetz.admission import keyspace
 from neuronetz.admission.admission import Admission
 from neuronetz.admission.ledger_check import LedgerCheck
 from neuronetz.admission.reaper import Reaper
@@ -36,7 +37,7 @@ from neuronetz.models.discovery import Discovery
 from neuronetz.services import ServiceBoard, supervise
 from neuronetz.settings import Settings
 from neuronetz.stores.postgres import Postgres, open_postgres
-from neuronetz.stores.redis import Redis, open_redis
+from neuronetz.stores.redis import ClusterRedis, Redis, open_redis
 from neuronetz.telemetry.metrics import Metrics
 from neuronetz.upstream.breaker import Breaker
 from neuronetz.upstream.ollama import Upstream, open_upstream
@@ -274,7 +275,11 @@ class Gateway:
         checks: dict[str, str] = {}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_check, checks, "postgres", partial(self._postgres.fetchval, "SELECT 1"))
-            nursery.start_soon(_check, checks, "redis", partial(self._redis.command, "PING"))
+            # The key without which nothing is admitted: of a cluster, its node must be there above all.
+            heartbeats = partial(self._redis.command, "EXISTS", keyspace.INSTANCES)
+            nursery.start_soon(_check, checks, "redis", heartbeats)
+            if isinstance(self._redis, ClusterRedis):
+                nursery.start_soon(_check, checks, "redis_nodes", self._redis.check_nodes)
         checks["audit"] = "deny_mode" if self.recorder.deny_mode else "ok"
         checks["models"] = "ok" if self.discovery.fresh else "stale"
         checks["upstream"] = "ok" if self.breaker.state == "closed" else f"breaker_{self.breaker.state}"

@@ -111,8 +111,11 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_url(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
+        if value.startswith(("redis+cluster://", "rediss+cluster://")):
+            if urlsplit(value).path not in ("", "/", "/0"):
+                raise ValueError("a cluster has database 0 alone")
+        elif not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss://, unix:// or redis+cluster://")
         return value
 
     @model_validator(mode="after")

@@ -28,7 +28,9 @@ from neuronetz.embedded.child import EmbeddedServerError
 from neuronetz.embedded.folders import FolderLock
 from neuronetz.embedded.postgres import EmbeddedPostgres
 from neuronetz.embedded.valkey import EmbeddedValkey
+from neuronetz.embedded.valkey_cluster import EmbeddedValkeyCluster
 from neuronetz.settings import Settings
+from neuronetz.stores.cluster import slot_of
 from neuronetz.stores.migrations import migrate
 from neuronetz.stores.postgres import Postgres, open_postgres
 from neuronetz.stores.redis import Redis, open_redis
@@ -114,13 +116,50 @@ def database_url(postgres_cluster: Cluster, serial: Iterator[int]) -> Iterator[s
 
 
 @pytest.fixture
-def redis_url(valkey_server: EmbeddedValkey, serial: Iterator[int]) -> Iterator[str]:
-    """The URL of an empty Redis database of this test."""
+def single_url(valkey_server: EmbeddedValkey, serial: Iterator[int]) -> Iterator[str]:
+    """The URL of an empty database of this test on a single server."""
     url = valkey_server.url(next(serial) % DATABASES)
     with redis_py.Redis.from_url(url) as client:
         client.flushdb()
         yield url
         client.flushdb()
+
+
+@pytest.fixture
+def redis_url(single_url: str) -> str:
+    """The URL of an empty Redis database of this test."""
+    return single_url
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster(scratch: Path) -> Iterator[EmbeddedValkeyCluster]:
+    """Three nodes, started when a test of this worker first asks for them."""
+    cluster = EmbeddedValkeyCluster(scratch / "cluster")
+    trio.run(cluster.start)
+    try:
+        yield cluster
+    finally:
+        trio.run(cluster.stop)
+
+
+@pytest.fixture
+def cluster_url(valkey_cluster: EmbeddedValkeyCluster) -> Iterator[str]:
+    """The URL of the session's cluster, empty. A test that stops a node has it back in order at its end."""
+    _flush_cluster(valkey_cluster)
+    yield valkey_cluster.url()
+    _flush_cluster(valkey_cluster)
+
+
+@pytest.fixture(params=["single", "cluster"])
+def each_redis_url(request: pytest.FixtureRequest) -> str:
+    """An empty single server, then an empty cluster: a room's ``redis_url`` where its tests hold on both."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+def _flush_cluster(cluster: EmbeddedValkeyCluster) -> None:
+    for node in cluster.nodes:
+        with redis_py.Redis.from_url(f"unix://{node.socket_path}") as client:
+            client.flushall()
 
 
 @pytest.fixture
@@ -207,6 +246,31 @@ async def own_valkey(asyncio_loop: asyncio.AbstractEventLoop, own_folder: Path) 
         yield server
     finally:
         await server.stop(immediate=True)
+
+
+@pytest.fixture
+async def own_cluster(
+    asyncio_loop: asyncio.AbstractEventLoop, own_folder: Path
+) -> AsyncIterator[EmbeddedValkeyCluster]:
+    """A running cluster of this test alone, whose slots and nodes it may move about."""
+    cluster = EmbeddedValkeyCluster(own_folder / "cluster")
+    await cluster.start()
+    try:
+        yield cluster
+    finally:
+        await cluster.stop()
+
+
+@pytest.fixture
+def on_node() -> Callable[..., str]:
+    """Makes text whose slot a node of a cluster owns: ``on_node(cluster, 1, make)``."""
+
+    def find(cluster: EmbeddedValkeyCluster, number: int, make: Callable[[], str]) -> str:
+        while cluster.node_of(slot_of(text := make())) is not cluster.nodes[number]:
+            pass
+        return text
+
+    return find
 
 
 def _scratch_parent() -> Path:

@@ -100,13 +100,12 @@ class KeyCache:
     async def evict_all(self) -> None:
         """Have every key looked up anew; look-ups of this process that are under way will not be kept."""
         self._sweeps += 1
-        cursor = b"0"
-        while True:
-            cursor, names = await self._redis.command("SCAN", cursor, "MATCH", f"{_KEY}*", "COUNT", 1000)
+
+        async def evict(names: list[bytes]) -> None:
             prefixes = (bytes(name).decode("latin-1").removeprefix(_KEY) for name in names)
             await self.evict(prefix for prefix in prefixes if is_prefix(prefix))
-            if int(cursor) == 0:
-                return
+
+        await self._redis.scan(f"{_KEY}*", evict)
 
     async def bury(self, prefixes: Iterable[str]) -> None:
         """Put tombstones: these keys are refused, and look-ups under way cannot bring them back."""

@@ -158,14 +158,18 @@ class Admission:
         arguments = command.admit_arguments(ask, when, stub, seeds=seeds)
         await trio.lowlevel.checkpoint_if_cancelled()
         answer: verdict.Verdict | None = None
+        sent = True
         try:
             # Shielded: a cancelled call costs its connection and leaves nobody knowing whether it was done.
             with trio.move_on_after(self._store_timeout_s, shield=True):
                 answer = verdict.parse(await self._redis.script(_ADMIT, keys, arguments))
         except ValueError as error:
             raise StoreUnavailable("redis", "unexpected reply") from error
+        except StoreUnavailable as error:
+            sent = error.sent
+            raise
         finally:
-            if answer is None:
+            if answer is None and sent:
                 await self.settle(settlement(ask, when, abort=True))
         if answer is None:
             raise StoreUnavailable("redis", "timeout")

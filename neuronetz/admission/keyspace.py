@@ -1,6 +1,7 @@
 """The names of admission's keys in Redis.
 
-All of a tenant's keys carry its id as hash tag, so that a script's keys lie on one node of a cluster.
+All of a tenant's keys carry its id as hash tag, so that a script's keys lie on one node of a cluster. What
+names no tenant shares one slot: only the loss of that slot's node concerns everybody.
 """
 
 INSTANCES = "gateway:instances"
@@ -8,7 +9,7 @@ INSTANCES = "gateway:instances"
 
 def instance_tenants(instance: str) -> str:
     """The set of tenants for which an instance ever admitted: where to look when it is dead."""
-    return f"gateway:instance:{instance}:tenants"
+    return f"{{{INSTANCES}}}:{instance}:tenants"
 
 
 def rpm(tenant_id: str, key_id: str | None = None) -> str:

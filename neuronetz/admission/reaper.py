@@ -115,8 +115,20 @@ class Reaper:
         Raises ``StoreUnavailable``. Cut short at any point, it can be done again, by anyone.
         """
         rows = 0
-        for tenant in await self._redis.command("SMEMBERS", keyspace.instance_tenants(instance)):
-            rows += await self._reap_tenant(instance, tenant.decode())
+        away: set[str] = set()
+        failure: StoreUnavailable | None = None
+        for member in await self._redis.command("SMEMBERS", keyspace.instance_tenants(instance)):
+            tenant = member.decode()
+            place = self._redis.place(keyspace.slots(tenant))
+            if place not in away:
+                try:
+                    rows += await self._reap_tenant(instance, tenant)
+                except StoreUnavailable as error:
+                    # Tenants elsewhere in a cluster need not wait for those of a node that is away.
+                    failure = error
+                    away.add(place)
+        if failure is not None:
+            raise failure
         # Struck out first: were its tenants dropped first, one that beats again in between would be listed
         # without them.
         if await self._redis.script(_FORGET, (keyspace.INSTANCES,), (instance, dead_at_ms)):

@@ -91,16 +91,26 @@ class Settler:
                 await self._drain()
 
     async def _drain(self) -> None:
-        while self.unsettled:
-            try:
-                await self._send(self.unsettled[0])
-            except StoreUnavailable as error:
-                if error.reason == "ResponseError":
-                    # Redis is there and refuses this one: the others must not wait behind it.
-                    self.unsettled.rotate(-1)
-                raise
-            self.unsettled.popleft()
-        self._arrived = trio.Event()
+        """Try each once, but none of a place that is away already: the others must not wait behind it."""
+        away: set[str] = set()
+        failure: StoreUnavailable | None = None
+        for _ in range(len(self.unsettled)):
+            place = self._redis.place(keyspace.slots(self.unsettled[0].tenant_id))
+            if place not in away:
+                try:
+                    await self._send(self.unsettled[0])
+                except StoreUnavailable as error:
+                    failure = error
+                    if error.reason != "ResponseError":  # else Redis is there and refuses this one
+                        away.add(place)
+                else:
+                    self.unsettled.popleft()
+                    continue
+            self.unsettled.rotate(-1)
+        if failure is not None:
+            raise failure
+        if not self.unsettled:
+            self._arrived = trio.Event()
 
     async def _send(self, settlement: Settlement) -> None:
         tenant, key, request = settlement.tenant_id, settlement.key_id, settlement.request_id

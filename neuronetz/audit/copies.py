@@ -1,6 +1,6 @@
 """The rows' copies in Redis, which outlive this process: removed once PostgreSQL has the row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import structlog
@@ -14,6 +14,11 @@ log = structlog.get_logger("neuronetz.audit")
 # Copies beyond this many are forgotten and stay in Redis: harmless, since rows are idempotent.
 REMEMBERED = 10_000
 BATCH = 512
+
+
+def tenants_key(instance: str) -> str:
+    """Where the tenants stand that an instance has rows of; admission's name for it."""
+    return f"{{gateway:instances}}:{instance}:tenants"
 
 
 def rows_key(tenant_id: str, instance: str) -> str:
@@ -47,7 +52,7 @@ class Copies:
         """
         commands: list[tuple[str | bytes, ...]] = []
         for tenant_id, request_id, row in rows:
-            commands.append(("SADD", f"gateway:instance:{self._instance}:tenants", tenant_id))
+            commands.append(("SADD", tenants_key(self._instance), tenant_id))
             commands.append(("HSET", rows_key(tenant_id, self._instance), request_id, row))
         if commands:
             await self._redis.pipeline(commands)
@@ -61,7 +66,15 @@ class Copies:
 
     async def remove(self) -> None:
         """Remove what is noted. Cancelled or without Redis, the rest stays noted."""
-        while batch := list(islice(self._pending, BATCH)):
+        # By place: those of a node that is away would otherwise hold up all others.
+        places: dict[str, list[tuple[str, str]]] = {}
+        for row in self._pending:
+            places.setdefault(self._redis.place(rows_key(row[0], self._instance)), []).append(row)
+        for rows in places.values():
+            await self._remove(iter(rows))
+
+    async def _remove(self, rows: Iterator[tuple[str, str]]) -> None:
+        while batch := list(islice(rows, BATCH)):
             fields: dict[str, list[str]] = {}
             for tenant_id, request_id in batch:
                 fields.setdefault(rows_key(tenant_id, self._instance), []).append(request_id)

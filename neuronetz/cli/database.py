@@ -58,7 +58,8 @@ def with_postgres(url: str | None, work: "Callable[[Postgres], Awaitable[T]]") -
 
 def with_redis(url: str | None, work: "Callable[[Redis], Awaitable[T]]") -> T:
     """The same, with Redis."""
-    checked = _checked("REDIS_URL", url, ("redis://", "rediss://", "unix://"))
+    schemes = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
+    checked = _checked("REDIS_URL", url, schemes)
 
     async def session() -> T:
         from neuronetz.stores.redis import open_redis
@@ -80,7 +81,9 @@ def _checked(name: str, url: str | None, schemes: tuple[str, ...]) -> str:
     if not url.startswith(schemes):
         raise SettingsError(f"{name}: must start with {' or '.join(schemes)}")
     try:
-        urlsplit(url).port  # noqa: B018 - reading it checks it
+        # A cluster's URL names several hosts.
+        for host in urlsplit(url).netloc.rpartition("@")[2].split(","):
+            urlsplit(f"//{host}").port  # noqa: B018 - reading it checks it
     except ValueError:
         raise SettingsError(f"{name}: is not a valid URL") from None
     return url

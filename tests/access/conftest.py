@@ -93,6 +93,11 @@ class Issuer:
 
 
 @pytest.fixture
+def redis_url(each_redis_url: str) -> str:
+    return each_redis_url
+
+
+@pytest.fixture
 def issuer(postgres: Postgres) -> Issuer:
     return Issuer(postgres)
 

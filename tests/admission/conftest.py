@@ -138,17 +138,22 @@ class Desk:
 
 
 @pytest.fixture
+def redis_url(each_redis_url: str) -> str:
+    return each_redis_url
+
+
+@pytest.fixture
 def desk(redis: Redis) -> Desk:
     return Desk(redis)
 
 
 @pytest.fixture
-def at_desk(redis_url: str) -> Callable[..., None]:
+def at_desk(single_url: str) -> Callable[..., None]:
     """Runs an async function at a desk, in a Trio run of its own: Hypothesis calls a test many times."""
 
     def run(check: Callable[..., Awaitable[None]], *args: Any) -> None:
         async def main() -> None:
-            async with trio_asyncio.open_loop(), open_redis(redis_url, size=2, timeout_s=5.0) as redis:
+            async with trio_asyncio.open_loop(), open_redis(single_url, size=2, timeout_s=5.0) as redis:
                 await check(Desk(redis), *args)
 
         trio.run(main)

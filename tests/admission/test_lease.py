@@ -23,16 +23,6 @@ def final_row() -> bytes:
     return b'{"outcome":"ok"}'
 
 
-class CountingRedis(Redis):
-    """The real client, counting its round trips."""
-
-    trips = 0
-
-    async def _call(self, function: Any, *args: Any) -> Any:
-        self.trips += 1
-        return await super()._call(function, *args)
-
-
 async def test_a_lease_holds_inside_its_block_and_is_settled_behind_it(desk: Any, admission: Admission) -> None:
     principal = desk.principal(LIMITS, Limits(rpm=20))
     ask = desk.ask(principal, estimate=10, predict=90)
@@ -59,18 +49,24 @@ async def test_a_lease_holds_inside_its_block_and_is_settled_behind_it(desk: Any
 
 
 async def test_the_common_path_takes_one_round_trip_to_admit_and_one_to_settle(
-    desk: Any, redis: Redis, postgres: Postgres
+    desk: Any, redis: Redis, admission: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counting = CountingRedis(redis._client)
-    admission = Admission(counting, postgres, instance="one", cleanup_timeout_s=2, store_timeout_s=2)
+    called, call = 0, redis._call
+
+    async def counting(function: Any, *args: Any) -> Any:
+        nonlocal called
+        called += 1
+        return await call(function, *args)
+
+    monkeypatch.setattr(redis, "_call", counting)
     principal = desk.principal(LIMITS, LIMITS)
     trips = []
     for _ in range(3):
-        before = counting.trips
+        before = called
         ask = desk.ask(principal)
         async with admission.lease(ask, stub=desk.stub(ask), final_row=final_row):
             pass
-        trips.append(counting.trips - before)
+        trips.append(called - before)
     # The tenant's first request registers the tenant and seeds its counters beside.
     assert trips == [4, 2, 2]
 

@@ -164,7 +164,7 @@ async def test_a_settlement_that_redis_refuses_does_not_hold_up_the_others(
     bad, good = desk.ask(desk.principal(LIMITS)), desk.ask(desk.principal(LIMITS))
     leases = keyspace.leases(bad.principal.tenant_id, "one")
     async with admission.lease(bad, stub=desk.stub(bad), final_row=final_row):
-        await desk.redis.command("RENAME", leases, "aside")
+        await desk.redis.command("RENAME", leases, leases + ":aside")
         await desk.redis.command("SET", leases, "not a hash")
     await desk.admit(good, now_ms=0)
     admission.unsettled.append(settlement(good, periods(good, 0)))
@@ -176,7 +176,7 @@ async def test_a_settlement_that_redis_refuses_does_not_hold_up_the_others(
                 await trio.sleep(0.01)
         assert await desk.slots(good.principal) == (0, 0)
         assert await desk.slots(bad.principal) == (1, 1)
-        await desk.redis.command("RENAME", "aside", leases)
+        await desk.redis.command("RENAME", leases + ":aside", leases)
         with trio.fail_after(10):
             await drained(admission)
         nursery.cancel_scope.cancel()

@@ -43,6 +43,11 @@ def discovery(fetch: Callable[[], Awaitable[bytes]], redis: Redis, **changes: An
 
 
 @pytest.fixture
+def redis_url(each_redis_url: str) -> str:
+    return each_redis_url
+
+
+@pytest.fixture
 async def no_redis(asyncio_loop: object) -> AsyncIterator[Redis]:
     """A Redis that is down: nobody listens at this port."""
     async with open_redis("redis://127.0.0.1:1/0", size=1, timeout_s=0.5) as store:

@@ -24,15 +24,23 @@ local function release(counter, generation, reserved)
   end
 end
 
--- A key's slots and the counters are named by the leases alone; they carry the tag of KEYS.
+-- A key's slots and the counters are named by the leases alone; they carry the tag of KEYS. While their slot
+-- is being moved between nodes of a cluster they may be elsewhere already: looking at them first raises the
+-- error then, before anything of the lease is changed.
 local leases = redis.call('HRANDFIELD', KEYS[1], batch, 'WITHVALUES')
 for index = 1, #leases, 2 do
   local id = leases[index]
   local key_id, reserved, tenant_counter, tenant_generation, key_counter, key_generation =
     leases[index + 1]:match('^([^|]*)|[^|]*|([^|]*)|[^|]*|[^|]*|([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
+  local key_slots = ARGV[2] .. key_id
+  for _, name in ipairs({ key_slots, tenant_counter, key_counter }) do
+    if name ~= '' then
+      redis.call('EXISTS', name)
+    end
+  end
   redis.call('HDEL', KEYS[1], id)
   redis.call('SREM', KEYS[4], id)
-  redis.call('SREM', ARGV[2] .. key_id, id)
+  redis.call('SREM', key_slots, id)
   release(tenant_counter, tenant_generation, reserved)
   release(key_counter, key_generation, reserved)
 end
