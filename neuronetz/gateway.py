@@ -215,14 +215,12 @@ class Gateway:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_check, checks, "postgres", partial(self._postgres.fetchval, "SELECT 1"))
             nursery.start_soon(_check, checks, "redis", partial(self._redis.command, "PING"))
-        checks["audit"] = "deny_mode" if self.recorder.deny_mode else "ok"
+        checks["audit"] = "deny_mode" if self.recorder.deny_mode else "failing" if self.recorder.failing else "ok"
         checks["models"] = "ok" if self.discovery.fresh else "stale"
         checks["upstream"] = "ok" if self.breaker.state == "closed" else f"breaker_{self.breaker.state}"
-        services = {
-            entry.name: entry.state if entry.state == "running" else f"{entry.state}: {entry.reason}"
-            for entry in self.board.services.values()
-        }
-        down = any(checks[name] != "ok" for name in ("postgres", "redis", "audit"))
+        services = {entry.name: entry.shown for entry in self.board.services.values()}
+        # PostgreSQL away is not down: cached keys are served while their rows have room in the ring.
+        down = checks["redis"] != "ok" or self.recorder.deny_mode
         weak = any(value != "ok" for value in checks.values()) or any(v != "running" for v in services.values())
         return Readiness("unavailable" if down else "degraded" if weak else "ready", checks, services)
 
@@ -239,11 +237,15 @@ class Gateway:
         metrics.unsettled.set(len(self.admission.unsettled))
         metrics.ring.set(self.recorder.waiting)
         metrics.ring_capacity.set(self.recorder.capacity)
+        metrics.audit_failing.set(self.recorder.failing)
         metrics.deny_mode.set(self.recorder.deny_mode)
         metrics.models.set(len(self.discovery.discovered()))
         for state in ("closed", "open", "half_open"):
             metrics.breaker.labels(state).set(self.breaker.state == state)
+        metrics.service_failing.clear()
         for entry in self.board.services.values():
+            if entry.reason is not None:
+                metrics.service_failing.labels(entry.name, entry.reason).set(1)
             metrics.service_up.labels(entry.name).set(entry.state == "running")
             metrics.service_restarts.labels(entry.name).set(entry.restarts)
         return metrics.exposition()

@@ -47,6 +47,9 @@ class Metrics:
         self.ring_capacity = Gauge(
             "gateway_audit_ring_capacity", "Audit rows that may wait before deny mode.", registry=self.registry
         )
+        self.audit_failing = Gauge(
+            "gateway_audit_failing", "1 while audit rows cannot be written.", registry=self.registry
+        )
         self.deny_mode = Gauge(
             "gateway_audit_deny_mode", "1 while audit refuses requests.", registry=self.registry
         )
@@ -57,7 +60,16 @@ class Metrics:
             registry=self.registry,
         )
         self.service_up = Gauge(
-            "gateway_service_up", "1 while a supervised service runs.", ("service",), registry=self.registry
+            "gateway_service_up",
+            "1 while a supervised service runs and has not failed of late.",
+            ("service",),
+            registry=self.registry,
+        )
+        self.service_failing = Gauge(
+            "gateway_service_failing",
+            "1 for a supervised service that failed of late, with the class of the failure.",
+            ("service", "reason"),
+            registry=self.registry,
         )
         self.service_restarts = Gauge(
             "gateway_service_restarts", "Restarts of a supervised service.", ("service",), registry=self.registry
