@@ -102,7 +102,10 @@ class Delivery:
             while True:
                 message = await self._receive()
                 if message["type"] == "http.disconnect":
-                    gone(ClientStalled() if self._connection.stalled else ClientDisconnected())
+                    # The server says the same once the reply's last byte was sent. Cancelled for that, it
+                    # could neither close the connection nor make it ready for the next request.
+                    if not self.ended:
+                        gone(ClientStalled() if self._connection.stalled else ClientDisconnected())
                     await trio.sleep_forever()
                 elif not message.get("more_body", False):
                     self._body_read = True
