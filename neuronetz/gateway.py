@@ -31,7 +31,7 @@ from neuronetz.exchange.exchange import Rooms
 from neuronetz.exchange.reads import Reads
 from neuronetz.exchange.registry import Registry
 from neuronetz.models.discovery import Discovery
-from neuronetz.services import ServiceBoard, supervise
+from neuronetz.services import LONGEST_PAUSE_S, ServiceBoard, supervise
 from neuronetz.settings import Settings
 from neuronetz.stores.postgres import Postgres, open_postgres
 from neuronetz.stores.redis import Redis, open_redis
@@ -48,6 +48,9 @@ log = structlog.get_logger("neuronetz.gateway")
 # How long a start waits for the first heartbeat and the first look at the models. The gateway starts
 # without them, and denies until they are there.
 _START_PATIENCE_S = 3.0
+
+# The longest pause (seconds) before the policy listener tries again to reach PostgreSQL.
+_LISTENER_PAUSE_S = 1.0
 
 
 class Gateway:
@@ -200,7 +203,9 @@ class Gateway:
         }
         async with trio.open_nursery() as nursery:
             for name, run in services.items():
-                nursery.start_soon(supervise, name, run, self.board)
+                # Each second that nobody listens is one in which a cached key outlives its revocation.
+                cap_s = _LISTENER_PAUSE_S if name == "policy_listener" else LONGEST_PAUSE_S
+                nursery.start_soon(partial(supervise, name, run, self.board, cap_s=cap_s))
             with trio.move_on_after(_START_PATIENCE_S):
                 await self.reaper.started.wait()
                 await self.discovery.wait_until_known(_START_PATIENCE_S)

@@ -10,6 +10,8 @@ import trio
 
 log = structlog.get_logger("neuronetz.services")
 
+LONGEST_PAUSE_S = 10.0
+
 State = Literal["starting", "running", "restarting", "recovering"]
 
 
@@ -48,7 +50,7 @@ async def supervise(
     board: ServiceBoard,
     *,
     base_s: float = 0.2,
-    cap_s: float = 10.0,
+    cap_s: float = LONGEST_PAUSE_S,
     healthy_after_s: float = 10.0,
     jitter: Callable[[], float] = random.random,
 ) -> None:

@@ -55,7 +55,9 @@ class Saboteur:
 
 @pytest.fixture
 def quick_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = partial(supervise, base_s=0.02, cap_s=0.05, healthy_after_s=0.5)
+    async def quick(name: str, run: Any, board: Any, *, cap_s: float = 0.0) -> None:
+        await supervise(name, run, board, base_s=0.02, cap_s=0.05, healthy_after_s=0.5)
+
     monkeypatch.setattr(composition, "supervise", quick)
 
 
@@ -85,7 +87,9 @@ async def seen(gateway: Gateway, service: str) -> tuple[str, str, dict[str, floa
     assert "secret" not in str(ready) + text
     metrics = {
         name: float(value)
-        for name, value in re.findall(rf'^(gateway_service_\w+\{{.*service="{service}"\}}) (\S+)$', text, re.M)
+        for name, value in re.findall(
+            rf'^(gateway_service_\w+\{{.*service="{service}"\}}) (\S+)$', text, re.MULTILINE
+        )
     }
     return ready["status"], ready["services"].get(service, "missing"), metrics
 
@@ -160,3 +164,18 @@ async def test_a_gateway_without_a_service_fails_closed_where_it_must(
         while gateway.recorder.waiting or gateway.recorder.open_entries:
             await trio.sleep(0.01)
     await books.settled()
+
+
+async def test_the_listener_is_never_away_for_long_after_an_outage(
+    open_gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caps: dict[str, float] = {}
+
+    async def noted(name: str, run: Any, board: Any, *, cap_s: float = 10.0) -> None:
+        caps[name] = cap_s
+        await supervise(name, run, board, cap_s=cap_s)
+
+    monkeypatch.setattr(composition, "supervise", noted)
+    await open_gateway()
+    assert caps["policy_listener"] <= 1.0
+    assert set(caps) == set(SERVICES)

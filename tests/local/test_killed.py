@@ -1,11 +1,11 @@
-"""A gateway process that is killed outright: every authenticated request has its one row, and nothing stays taken.
+"""A gateway process that is killed outright: each request has its one row, and nothing stays taken.
 
-What a killed process held is given back by whoever finds its heartbeat missing. With the defaults
-(HEARTBEAT_S 5, DEAD_AFTER_S 15) that takes at most 15 s and a moment: the last beat was sent before the kill, so the
-process counts as dead no later than 15 s after it; every other instance's beat tells it when the next one is due to
-die, and it looks again just then (``reaper.pause``) and not up to 5 s later; a reap is a few round trips. A process
-that is started in place of the killed one beats at its start and is in the same position. That leaves almost 5 s of
-the 20 s that G1 allows for a slow Redis. These tests use smaller times; the sum is the same.
+What a killed process held is given back by whoever finds its heartbeat missing. With the defaults (HEARTBEAT_S
+5, DEAD_AFTER_S 15) that takes at most 15 s and a moment: the last beat was sent before the kill, so the process
+counts as dead no later than 15 s after it; every other instance's beat tells it when the next one is due to die,
+and it looks again just then (``reaper.pause``) and not up to 5 s later; a reap is a few round trips. A process
+that is started in place of the killed one beats at its start and is in the same position. That leaves almost 5 s
+of the 20 s that G1 allows for a slow Redis. These tests use smaller times; the sum is the same.
 """
 
 import json
@@ -83,9 +83,9 @@ async def client_of(key: str) -> AsyncIterator[httpx.AsyncClient]:
 async def killed_in_mid_stream(
     process: trio.Process, url: str, client: httpx.AsyncClient, own_postgres: EmbeddedPostgres, books: Any
 ) -> dict[str, str]:
-    """Have a gateway serve, lose PostgreSQL, serve on, and be killed while it streams; what became of each request.
+    """Have a gateway serve, lose PostgreSQL, serve on, and be killed while it streams.
 
-    Its outcomes by request id: what the rows must say.
+    The outcomes by request id: what the rows must say.
     """
     expected: dict[str, str] = {}
 
@@ -94,7 +94,7 @@ async def killed_in_mid_stream(
         expected[reply.headers["x-request-id"]] = outcome
 
     async def stream(task_status: Any) -> None:
-        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):  # noqa: PT012
             async with client.stream("POST", url + "/api/chat", json=LONG) as reply:
                 expected[reply.headers["x-request-id"]] = "abandoned"
                 lines = reply.aiter_lines()
