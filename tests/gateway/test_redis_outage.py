@@ -183,6 +183,7 @@ async def test_while_redis_is_away_nothing_goes_upstream_and_all_is_well_afterwa
     await books.settled()
     await counters(redis)
     assert gateway.admission.held == 0
+    await until(lambda: not gateway.recorder.waiting + gateway.recorder.open_entries)
     rows = await books.postgres.fetch("SELECT request_id::text, outcome FROM gateway.audit_log")
     outcomes = {row["request_id"]: row["outcome"] for row in rows}
     assert len(outcomes) == len(rows)
@@ -244,6 +245,7 @@ async def test_streams_whose_leases_were_lost_end_well_and_leave_no_negative_cou
     await until(lambda: not gateway.admission.unsettled)
     await books.settled()
     await counters(redis)
+    await until(lambda: not gateway.recorder.waiting + gateway.recorder.open_entries)
     rows = await books.postgres.fetch("SELECT * FROM gateway.audit_log")
     assert Counter(row["outcome"] for row in rows)["completed"] >= 6
     assert sum(await _ledger(books)) == sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
