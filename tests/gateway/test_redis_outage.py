@@ -197,15 +197,15 @@ async def test_while_redis_is_away_nothing_goes_upstream_and_all_is_well_afterwa
 async def test_streams_that_run_through_an_outage_end_well_and_are_settled_later(
     own_valkey: EmbeddedValkey, gateway: Any, client: httpx.AsyncClient, books: Any, redis: Any, away: Away
 ) -> None:
-    async with streaming(client, tokens=30, count=3) as streams:
+    async with streaming(client, tokens=120, count=3) as streams:
         assert await books.slots() == 3
         await away(own_valkey)
-    assert all(ended_well(lines, 30) for lines in streams)
+    assert all(ended_well(lines, 120) for lines in streams)
     assert len(gateway.admission.unsettled) == 3
     assert await metric(gateway, "gateway_settles_pending") == 3
     # PostgreSQL has their rows: it does not wait for Redis.
     rows = await books.rows(3)
-    assert {(row["outcome"], row["completion_tokens"]) for row in rows} == {("completed", 30)}
+    assert {(row["outcome"], row["completion_tokens"]) for row in rows} == {("completed", 120)}
     await back(own_valkey)
     await until(lambda: not gateway.admission.unsettled)
     await books.settled()
@@ -227,7 +227,7 @@ async def test_streams_whose_leases_were_lost_end_well_and_leave_no_negative_cou
 ) -> None:
     assert (await ask(client)).status_code == 200
     [first] = await books.rows(1)
-    async with streaming(client, tokens=40, count=3) as streams:
+    async with streaming(client, tokens=100, count=3) as streams:
         await lose(own_valkey)
         # In the new counters the running ones hold nothing, and they take nothing out of them.
         reply = await until_answered(client)
@@ -235,13 +235,13 @@ async def test_streams_whose_leases_were_lost_end_well_and_leave_no_negative_cou
         left = int(reply.headers["x-ratelimit-remaining-tokens"])
         assert left <= 10**6 - used
         assert all(counter[b"reserved"] == 0 for counter in (await counters(redis)).values())
-        async with streaming(client, tokens=60) as later:
+        async with streaming(client, tokens=200) as later:
             assert await books.slots() == 1
             await until(lambda: all(lines and '"done":true' in lines[-1] for lines in streams))
             assert await books.slots() == 1
             assert all(counter[b"reserved"] > 0 for counter in (await counters(redis)).values())
-    assert all(ended_well(lines, 40) for lines in streams)
-    assert ended_well(later[0], 60)
+    assert all(ended_well(lines, 100) for lines in streams)
+    assert ended_well(later[0], 200)
     await until(lambda: not gateway.admission.unsettled)
     await books.settled()
     await counters(redis)
