@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 
@@ -34,7 +34,7 @@ from neuronetz.exchange.exchange import Rooms
 from neuronetz.exchange.reads import Reads
 from neuronetz.exchange.registry import Registry
 from neuronetz.models.discovery import Discovery
-from neuronetz.services import ServiceBoard, supervise
+from neuronetz.services import LONGEST_PAUSE_S, ServiceBoard, supervise
 from neuronetz.settings import Settings
 from neuronetz.stores.postgres import Postgres, open_postgres
 from neuronetz.stores.redis import ClusterRedis, Redis, open_redis
@@ -53,6 +53,11 @@ log = structlog.get_logger("neuronetz.gateway")
 # without them, and denies until they are there.
 _START_PATIENCE_S = 3.0
 
+_RECENT_S = 0.5
+
+# The longest pause (seconds) before the policy listener tries again to reach PostgreSQL.
+_LISTENER_PAUSE_S = 1.0
+
 
 class Gateway:
     """A gateway process: its rooms, its services' health, and, while it runs, its addresses."""
@@ -65,7 +70,7 @@ class Gateway:
         self.base_url = self.metrics_url = ""
         self._server: Server | None = None
         self._asking = trio.Lock()
-        self._recent: tuple[float, Readiness] | None = None
+        self._said: tuple[float, dict[str, str]] | None = None
         self._postgres = postgres
         self._redis = redis
         self._upstream = upstream
@@ -254,7 +259,9 @@ class Gateway:
         }
         async with trio.open_nursery() as nursery:
             for name, run in services.items():
-                nursery.start_soon(supervise, name, run, self.board)
+                # Each second that nobody listens is one in which a cached key outlives its revocation.
+                cap_s = _LISTENER_PAUSE_S if name == "policy_listener" else LONGEST_PAUSE_S
+                nursery.start_soon(partial(supervise, name, run, self.board, cap_s=cap_s))
             with trio.move_on_after(_START_PATIENCE_S):
                 await self.reaper.started.wait()
                 await self.discovery.wait_until_known(_START_PATIENCE_S)
@@ -264,14 +271,20 @@ class Gateway:
                 nursery.cancel_scope.cancel()
 
     async def _recent_readiness(self) -> Readiness:
-        """The readiness of the last second: whoever asks has no key, and must not keep the stores busy."""
+        """As ``readiness``, but of the stores what they said within the last half second.
+
+        Whoever asks has no key, and must not keep the stores busy.
+        """
         async with self._asking:
-            if self._recent is None or trio.current_time() - self._recent[0] > 1.0:
-                self._recent = (trio.current_time(), await self.readiness())
-            return self._recent[1]
+            if self._said is None or trio.current_time() - self._said[0] > _RECENT_S:
+                self._said = (trio.current_time(), await self._ask_stores())
+            return self._judge(self._said[1])
 
     async def readiness(self) -> Readiness:
         """Ask the stores, and gather what the services say of themselves. At most about two seconds."""
+        return self._judge(await self._ask_stores())
+
+    async def _ask_stores(self) -> dict[str, str]:
         checks: dict[str, str] = {}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_check, checks, "postgres", partial(self._postgres.fetchval, "SELECT 1"))
@@ -280,14 +293,16 @@ class Gateway:
             nursery.start_soon(_check, checks, "redis", heartbeats)
             if isinstance(self._redis, ClusterRedis):
                 nursery.start_soon(_check, checks, "redis_nodes", self._redis.check_nodes)
-        checks["audit"] = "deny_mode" if self.recorder.deny_mode else "ok"
+        return checks
+
+    def _judge(self, stores: Mapping[str, str]) -> Readiness:
+        checks = dict(stores)
+        checks["audit"] = "deny_mode" if self.recorder.deny_mode else "failing" if self.recorder.failing else "ok"
         checks["models"] = "ok" if self.discovery.fresh else "stale"
         checks["upstream"] = "ok" if self.breaker.state == "closed" else f"breaker_{self.breaker.state}"
-        services = {
-            entry.name: entry.state if entry.state == "running" else f"{entry.state}: {entry.reason}"
-            for entry in self.board.services.values()
-        }
-        down = any(checks[name] != "ok" for name in ("postgres", "redis", "audit"))
+        services = {entry.name: entry.shown for entry in self.board.services.values()}
+        # PostgreSQL away is not down: cached keys are served while their rows have room in the ring.
+        down = checks["redis"] != "ok" or self.recorder.deny_mode
         weak = any(value != "ok" for value in checks.values()) or any(v != "running" for v in services.values())
         return Readiness("unavailable" if down else "degraded" if weak else "ready", checks, services)
 
@@ -309,12 +324,15 @@ class Gateway:
         metrics.unsettled.set(len(self.admission.unsettled))
         metrics.ring.set(self.recorder.waiting)
         metrics.ring_capacity.set(self.recorder.capacity)
+        metrics.audit_failing.set(self.recorder.failing)
         metrics.deny_mode.set(self.recorder.deny_mode)
         metrics.prompts_waiting.set(self.prompts.waiting)
         metrics.models.set(len(self.discovery.discovered()))
         for state in ("closed", "open", "half_open"):
             metrics.breaker.labels(state).set(self.breaker.state == state)
         for entry in self.board.services.values():
+            for reason in entry.reasons:
+                metrics.service_failing.labels(entry.name, reason).set(entry.reason == reason)
             metrics.service_up.labels(entry.name).set(entry.state == "running")
             metrics.service_restarts.labels(entry.name).set(entry.restarts)
 

@@ -10,17 +10,30 @@ import trio
 
 log = structlog.get_logger("neuronetz.services")
 
-State = Literal["starting", "running", "restarting", "stopped"]
+LONGEST_PAUSE_S = 10.0
+
+State = Literal["starting", "running", "restarting", "recovering"]
 
 
 @dataclass
 class Service:
-    """A supervised service's health, as ``/readyz`` and the metrics show it."""
+    """A supervised service's health, as ``/readyz`` and the metrics show it.
+
+    ``recovering``: it runs again, but has not yet run for long enough to be believed; so one that keeps
+    failing never shows as ``running``. ``reason``: the class of its last failure, until it has recovered;
+    ``reasons``: those of all its failures.
+    """
 
     name: str
     state: State = "starting"
     restarts: int = 0
     reason: str | None = None
+    reasons: set[str] = field(default_factory=set)
+
+    @property
+    def shown(self) -> str:
+        """The state, with the reason where there is one."""
+        return self.state if self.reason is None else f"{self.state}: {self.reason}"
 
 
 @dataclass
@@ -39,30 +52,41 @@ async def supervise(
     board: ServiceBoard,
     *,
     base_s: float = 0.2,
-    cap_s: float = 10.0,
-    healthy_after_s: float = 30.0,
+    cap_s: float = LONGEST_PAUSE_S,
+    healthy_after_s: float = 10.0,
     jitter: Callable[[], float] = random.random,
 ) -> None:
     """Run ``run`` until cancelled; when it raises or returns, start it again.
 
-    The pause doubles from ``base_s`` to ``cap_s`` seconds and is spread by ``jitter`` (0 to 1); a run
-    of at least ``healthy_after_s`` seconds resets it. Cancellation passes through unchanged.
+    The pause doubles from ``base_s`` to ``cap_s`` seconds and is spread by ``jitter`` (0 to 1). A run of
+    ``healthy_after_s`` seconds clears the reason of the last failure and resets the pause. Cancellation
+    passes through unchanged.
     """
     service = board.entry(name)
     failures = 0
+
+    async def recover() -> None:
+        nonlocal failures
+        await trio.sleep(healthy_after_s)
+        failures = 0
+        if service.reason is not None:
+            service.state, service.reason = "running", None
+            log.info("service.recovered", service=name)
+
     while True:
-        started = trio.current_time()
-        service.state = "running"
+        service.state = "running" if service.reason is None else "recovering"
         try:
-            await run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(recover)
+                await run()
+                nursery.cancel_scope.cancel()
             reason = "returned"
         except Exception as error:  # noqa: BLE001 - a supervisor's very task; a trio.Cancelled passes
             reason = _class_of(error)
-        if trio.current_time() - started >= healthy_after_s:
-            failures = 0
         pause = min(cap_s, base_s * 2**failures) * (0.5 + jitter() / 2)
         failures = min(failures + 1, 16)
         service.state, service.reason = "restarting", reason
+        service.reasons.add(reason)
         service.restarts += 1
         log.warning("service.restarting", service=name, reason=reason, pause_s=round(pause, 3))
         await trio.sleep(pause)

@@ -110,7 +110,8 @@ class Delivery:
             while True:
                 message = await self._next()
                 if message["type"] == "http.disconnect":
-                    # The server says it after every reply too.
+                    # The server says the same once the reply's last byte was sent. Cancelled for that, it
+                    # could neither close the connection nor make it ready for the next request.
                     if not self.ended:
                         gone(ClientStalled() if self._connection.stalled else ClientDisconnected())
                     await trio.sleep_forever()

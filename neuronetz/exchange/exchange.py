@@ -7,6 +7,7 @@ audit task. The end of a reply is held back until the lease is settled, so that 
 finds its slot free.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -139,41 +140,44 @@ class Exchange:
                 ending = await self._govern(account, asked, running)
             account.conclude(None)
         except GatewayError as error:
-            self._recorded(account, entry, running)
-            await self._refuse(error)
+            with self._recorded(account, entry, running):
+                await self._refuse(error)
         except Exception:
             log.exception("exchange.failed", request_id=account.request.id)
-            self._recorded(account, entry, running)
-            await self._refuse(GatewayError())
+            with self._recorded(account, entry, running):
+                await self._refuse(GatewayError())
         except BaseException:
-            self._recorded(account, entry, running)
-            deadline = trio.current_time() + self._cleanup_s
-            delivery.hurry(deadline)
-            with trio.CancelScope(shield=True, deadline=deadline):
+            with self._recorded(account, entry, running):
                 await self._refuse(account.error or GatewayError())
             raise
         else:
-            self._recorded(account, entry, running)
-            if delivery.started:
-                await delivery.finish(ending.body, account.conversation.taken)
-            else:
-                headers = [(b"content-type", ending.content_type.encode())]
-                await delivery.whole(200, headers, ending.body, account.conversation.taken)
-
-    @property
-    def _cleanup_s(self) -> float:
-        return self._rooms.settings.cleanup_timeout_s
+            with self._recorded(account, entry, running):
+                if delivery.started:
+                    await delivery.finish(ending.body, account.conversation.taken)
+                else:
+                    headers = [(b"content-type", ending.content_type.encode())]
+                    await delivery.whole(200, headers, ending.body, account.conversation.taken)
 
     async def _watch(self, running: Running, scope: trio.CancelScope) -> None:
         with scope:
             await self._delivery.watch(running.stop)
 
-    def _recorded(self, account: Account, entry: Entry, running: Running) -> None:
-        # What is left is to tell the client; that it was the deadline which ended the exchange must not
-        # keep the reply from being sent. It holds nothing but its connection.
-        running.scope.deadline = trio.current_time() + self._rooms.settings.exchange_timeout_s
+    def _recorded(self, account: Account, entry: Entry, running: Running) -> trio.CancelScope:
+        """Hand the row over; what is left is to tell the client, in the scope that is returned.
+
+        It holds nothing but its connection by now. Where the exchange was stopped before, or in the very
+        moment in which it came to its end, the last words get the clean-up's time.
+        """
+        settings = self._rooms.settings
+        running.over = True
+        running.scope.deadline = trio.current_time() + settings.exchange_timeout_s
         entry.finish(account.record())
         account.publish(self._rooms.metrics)
+        if trio.current_effective_deadline() == -math.inf:
+            deadline = trio.current_time() + settings.cleanup_timeout_s
+            self._delivery.hurry(deadline)  # the scope alone could not end a write that the server shields
+            return trio.CancelScope(shield=True, deadline=deadline)
+        return trio.CancelScope()
 
     async def _refuse(self, error: GatewayError) -> None:
         """Tell the client, in its dialect, what went wrong: as a reply, or as the end of one that has begun."""

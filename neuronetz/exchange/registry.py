@@ -11,10 +11,15 @@ _REMEMBERED = 10_000
 
 
 class Running:
-    """One exchange in flight: its cancel scope, and why it was stopped if it was."""
+    """One exchange in flight: its cancel scope, and why it was stopped if it was.
+
+    ``over``: its outcome is fixed and it holds nothing any more. What is left is to tell the client, which
+    neither a revocation nor a shutdown tears any more.
+    """
 
     def __init__(self, deadline: float) -> None:
         self.scope = trio.CancelScope(deadline=deadline)
+        self.over = False
         self._stopped: GatewayError | None = None
 
     def stop(self, error: GatewayError) -> None:
@@ -87,13 +92,15 @@ class Registry:
         if len(self._revoked) > _REMEMBERED:
             del self._revoked[next(iter(self._revoked))]
         for running in self._running.get(prefix, ()):
-            running.stop(KeyRevoked())
+            if not running.over:
+                running.stop(KeyRevoked())
 
     def stop_all(self) -> None:
         """End all exchanges: the gateway shuts down."""
         for peers in self._running.values():
             for running in peers:
-                running.stop(ShuttingDown())
+                if not running.over:
+                    running.stop(ShuttingDown())
 
     async def wait_idle(self) -> None:
         """Wait until no exchange is in flight."""

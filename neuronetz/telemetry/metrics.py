@@ -64,6 +64,12 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=self.registry,
         )
+        self.audit_failing = Gauge(
+            "gateway_audit_failing",
+            "1 while audit rows cannot be written.",
+            multiprocess_mode="livemax",
+            registry=self.registry,
+        )
         self.deny_mode = Gauge(
             "gateway_audit_deny_mode",
             "1 while audit refuses requests.",
@@ -90,9 +96,16 @@ class Metrics:
         )
         self.service_up = Gauge(
             "gateway_service_up",
-            "1 while a supervised service runs.",
+            "1 while a supervised service runs and has not failed of late.",
             ("service",),
             multiprocess_mode="livemin",
+            registry=self.registry,
+        )
+        self.service_failing = Gauge(
+            "gateway_service_failing",
+            "1 for a supervised service that failed of late, with the class of the failure.",
+            ("service", "reason"),
+            multiprocess_mode="livemax",
             registry=self.registry,
         )
         self.service_restarts = Gauge(

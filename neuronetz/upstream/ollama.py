@@ -145,7 +145,7 @@ class Upstream:
 
     def stream(self, path: str, body: bytes) -> UpstreamStream:
         """POST ``body`` (JSON, written by a dialect) to ``path``; use it as an async context manager."""
-        request = self._client.build_request("POST", path, content=body, headers=_JSON)
+        request = self._request("POST", path, body)
         return UpstreamStream(self._client, request, self._first_byte_timeout_s, self._chunk_timeout_s)
 
     async def fetch(
@@ -155,7 +155,7 @@ class Upstream:
 
         Raises as ``UpstreamStream`` does, and ``ReplyTooLarge``.
         """
-        request = self._client.build_request(method, path, content=body, headers=_JSON if body else None)
+        request = self._request(method, path, body)
         reply = bytearray()
         try:
             with trio.fail_after(timeout_s):
@@ -167,6 +167,38 @@ class Upstream:
         except trio.TooSlowError:
             raise UpstreamTimeout(retry_after=1.0) from None
         return bytes(reply)
+
+    def _request(self, method: str, path: str, body: bytes | None) -> httpx.Request:
+        if not body:
+            return self._client.build_request(method, path)
+        request = self._client.build_request(method, path, content=body, headers=_JSON)
+        request.stream = _Body(body)
+        return request
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body. httpx's own is an async generator: one that is cancelled while the body is being
+    written is left half-run, for the garbage collector to find.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(self._body)
+
+
+class _Once(AsyncIterator[bytes]):
+    """An iterator over one chunk, with nothing to clean up."""
+
+    def __init__(self, chunk: bytes) -> None:
+        self._chunk = chunk
+
+    async def __anext__(self) -> bytes:
+        chunk, self._chunk = self._chunk, b""
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -27,6 +27,18 @@ async def test_an_exchange_that_begins_after_its_keys_revocation_is_cut_at_once(
         assert running.scope.cancel_called
 
 
+async def test_an_exchange_that_is_over_is_not_torn_while_it_tells_its_client() -> None:
+    registry = Registry()
+    with registry.track("k", trio.current_time() + 9) as running:
+        running.over = True
+        registry.revoke("k")
+        registry.stop_all()
+        assert not running.scope.cancel_called
+        # Unless nobody is there to be told.
+        running.stop(ClientDisconnected())
+        assert running.scope.cancel_called
+
+
 async def test_the_first_reason_counts() -> None:
     registry = Registry()
     with registry.track("k", trio.current_time() + 9) as running:
