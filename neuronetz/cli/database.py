@@ -114,12 +114,20 @@ def _run(session: Callable[[], Awaitable[T]]) -> T:
     raise explained(error) from None
 
 
+def away(error: BaseException) -> bool:
+    """Whether a store is merely not there now, and not set up wrong."""
+    import asyncpg
+
+    cause = error.__cause__ if isinstance(error, StoreUnavailable) else error
+    return not isinstance(cause, asyncpg.PostgresError) or (cause.sqlstate or "")[:2] in _AWAY_CLASSES
+
+
 def explained(error: BaseException) -> BaseException:
     """The error as a ``Failure`` with what to do about it, where a store is at fault; else as it is."""
     import asyncpg
 
     cause = error.__cause__ if isinstance(error, StoreUnavailable) else error
-    if isinstance(cause, asyncpg.PostgresError) and (cause.sqlstate or "")[:2] not in _AWAY_CLASSES:
+    if isinstance(cause, asyncpg.PostgresError) and not away(error):
         return Failure(_refused(cause))
     if isinstance(error, StoreUnavailable):
         return Failure(_unreachable(error))

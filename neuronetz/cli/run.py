@@ -58,9 +58,9 @@ def serve(
     configure_logs(settings.log_level, settings.log_format)
 
     async def main(stop: "trio.Event") -> None:
-
         import structlog
 
+        from neuronetz.cli.database import away, explained
         from neuronetz.errors import StoreUnavailable
         from neuronetz.gateway import open_gateway
         from neuronetz.stores.migrations import pending
@@ -72,6 +72,8 @@ def serve(
             try:
                 missing = await pending(postgres)
             except StoreUnavailable as error:
+                if isinstance(failure := explained(error), Failure) and not away(error):
+                    raise failure from None
                 structlog.get_logger("neuronetz.cli").warning(
                     "postgres.unavailable", reason=error.reason, effect="requests are denied until it is back"
                 )

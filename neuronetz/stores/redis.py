@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from neuronetz.errors import StoreUnavailable
+from neuronetz.errors import SettingsError, StoreUnavailable
 from neuronetz.stores import cluster
 from neuronetz.stores.bridge import in_asyncio
 
@@ -190,10 +190,21 @@ class ClusterRedis(Redis):
             raise
 
 
+# Not the error's text: it may repeat a password.
+_NO_URL = "REDIS_URL: is not a URL that Redis's clients understand"
+_UNUSABLE = (ValueError, TypeError, AttributeError)
+
+
+def _check(pool: "redis.asyncio.ConnectionPool") -> None:
+    """Raises where the URL's options are no good, which shows only in making a connection; nothing is sent."""
+    pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py's own gap
+
+
 @asynccontextmanager
 async def open_redis(url: str, *, size: int, timeout_s: float) -> AsyncIterator[Redis]:
     """At most ``size`` connections (to each node of a cluster, ``redis+cluster://host:port,host:port``); when
-    all are busy, a call waits ``timeout_s`` seconds for one.
+    all are busy, a call waits ``timeout_s`` seconds for one. Raises ``SettingsError`` for a URL that cannot be
+    used.
     """
     options: dict[str, Any] = {
         "max_connections": size,
@@ -208,7 +219,11 @@ async def open_redis(url: str, *, size: int, timeout_s: float) -> AsyncIterator[
         async with _open_cluster(url, options, timeout_s) as nodes:
             yield nodes
         return
-    pool = redis.asyncio.BlockingConnectionPool.from_url(url, **options)
+    try:
+        pool = redis.asyncio.BlockingConnectionPool.from_url(url, **options)
+        _check(pool)
+    except _UNUSABLE as error:
+        raise SettingsError(_NO_URL) from error
     client = redis.asyncio.Redis(connection_pool=pool)
     try:
         yield Redis(client)
@@ -220,7 +235,11 @@ async def open_redis(url: str, *, size: int, timeout_s: float) -> AsyncIterator[
 
 @asynccontextmanager
 async def _open_cluster(url: str, options: dict[str, Any], timeout_s: float) -> AsyncIterator[Redis]:
-    seeds, of_url = cluster.read_url(url)
+    try:
+        seeds, of_url = cluster.read_url(url)
+        _check(redis.asyncio.ConnectionPool(host=seeds[0][0], port=seeds[0][1], **of_url))
+    except _UNUSABLE as error:
+        raise SettingsError(_NO_URL) from error
 
     def connect(address: cluster.Address) -> "redis.asyncio.Redis":
         host, port = address

@@ -121,6 +121,35 @@ async def test_a_wrong_setting_is_one_line_that_names_it_and_exit_code_2(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"REDIS_URL": "redis://localhost/0?socket_timeout=abc"}, "REDIS_URL: is not a URL"),
+        ({"REDIS_URL": "redis://localhost/0?bogus=1"}, "REDIS_URL: is not a URL"),
+        ({"REDIS_URL": "redis+cluster://localhost:1/0?bogus=1"}, "REDIS_URL: is not a URL"),
+        ({"OLLAMA_URL": "http://"}, "OLLAMA_URL: must be a URL with a host"),
+        ({"OLLAMA_URL": "http://h:99999999"}, "OLLAMA_URL: must be a URL with a host"),
+        ({"LISTEN_HOST": "no.such.host.invalid"}, "cannot listen on no.such.host.invalid"),
+    ],
+)
+async def test_what_cannot_be_used_ends_the_start_in_one_line(
+    run: Any, env: dict[str, str], change: dict[str, str], says: str
+) -> None:
+    code, out, err = await run("serve", **(env | change))
+    assert code in (1, 2)
+    assert out == ""
+    assert err.splitlines()[-1].startswith(f"neuronetz: {says}")
+    assert "Traceback" not in err
+
+
+async def test_a_database_that_does_not_exist_ends_the_start_in_one_line(run: Any, env: dict[str, str]) -> None:
+    url = env["DATABASE_URL"].replace("/test_", "/absent_")
+    code, _, err = await run("serve", **(env | {"DATABASE_URL": url}))
+    assert code == 1
+    assert "does not exist" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
 async def test_a_password_in_a_wrong_setting_is_not_repeated(run: Any, env: dict[str, str]) -> None:
     code, _, err = await run("serve", **(env | {"DATABASE_URL": "mysql://user:hunter2@db/x"}))
     assert code == 2
