@@ -46,3 +46,20 @@ def test_the_readmes_recipes_exist() -> None:
     recipes = set(re.findall(r"^([a-z-]+)(?: \*args)?:", (ROOT / "justfile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`?just ([a-z-]+)", (ROOT / "README.md").read_text()))
     assert {"demo", "test", "dev"} <= named <= recipes | {"lists"}
+
+
+def test_the_environment_file_has_every_setting_with_its_default() -> None:
+    found = dict(re.findall(r"^#?([A-Z0-9_]+)=(.*)$", (ROOT / "ops/neuronetz.env").read_text(), re.MULTILINE))
+    assert set(found) == {name.upper() for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        if field.default is not PydanticUndefined:
+            assert found[name.upper()] == str(field.default)
+
+
+def test_the_service_stops_later_than_the_drain() -> None:
+    unit = (ROOT / "ops/neuronetz.service").read_text()
+    stop = int(re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[1])  # type: ignore[index]
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    assert (
+        stop > defaults["drain_timeout_s"] + defaults["cleanup_timeout_s"] + 2 * defaults["audit_commit_timeout_s"]
+    )

@@ -203,6 +203,34 @@ async def test_two_workers_share_a_keys_rate_and_its_slots(
         assert {"rate_limited", "concurrency_limited"} <= {row["outcome"] for row in rows}
 
 
+async def test_two_hosts_worth_of_workers_keep_a_keys_rate_its_slots_and_its_budget(
+    serve: Any, make_key: MakeKey, books: Books, mock_ollama: Any
+) -> None:
+    """Two parents with two workers each know nothing of each other but the stores, as on two hosts."""
+    key = await make_key(rpm=30, concurrency=3, budget_tokens=400, budget_period="day")
+    statuses: Counter[int] = Counter()
+    headers = {"authorization": f"Bearer {key}"}
+    body = asking("[[ttft:0.05]]") | {"stream": False, "options": {"num_predict": 16}}
+    async with serve() as one, serve() as two:
+
+        async def ask(base_url: str) -> None:
+            async with httpx.AsyncClient(trust_env=False, timeout=30, headers=headers) as client:
+                statuses[(await client.post(base_url + "/api/chat", json=body)).status_code] += 1
+                assert mock_ollama.stats.open <= 3
+
+        for _ in range(10):
+            async with trio.open_nursery() as nursery:
+                for served in (one, two, one, two, one, two):
+                    nursery.start_soon(ask, served.base_url)
+        await books.settled(within_s=1)
+        rows = await books.rows(60)
+    assert set(statuses) == {200, 429}
+    assert statuses[200] <= 30
+    prompt, completion, _ = await books.ledger()
+    assert 0 < prompt + completion <= 400
+    assert sum(row["outcome"] == "completed" for row in rows) == statuses[200]
+
+
 async def test_a_killed_worker_is_replaced_and_what_it_held_comes_back_unnoticed_by_the_others_clients(
     serve: Any, make_key: MakeKey, books: Books
 ) -> None:
