@@ -53,6 +53,8 @@ log = structlog.get_logger("neuronetz.gateway")
 # without them, and denies until they are there.
 _START_PATIENCE_S = 3.0
 
+# Of the readiness: how long the stores may take to answer, and how long their answer counts.
+_ASK_S = 2.0
 _RECENT_S = 0.5
 
 # The longest pause (seconds) before the policy listener tries again to reach PostgreSQL.
@@ -80,6 +82,7 @@ class Gateway:
             instance=self.instance,
             capacity=settings.audit_ring,
             commit_timeout_s=settings.audit_commit_timeout_s,
+            on_rejected=self.metrics.audit_rejected.inc,
         )
         self.prompts = PromptLog(
             postgres,
@@ -232,13 +235,21 @@ class Gateway:
             try:
                 yield
             finally:
-                until = trio.current_time() + self.settings.audit_commit_timeout_s
-                left = await self.recorder.drain(self.settings.audit_commit_timeout_s)
-                # What the audit rows leave of the time: those come first.
-                await self.prompts.drain(until - trio.current_time())
-                keep.cancel()
+                # Whatever goes wrong here: a shield that nobody lifts would keep the process for ever.
+                try:
+                    left = await self._drain_rows()
+                finally:
+                    keep.cancel()
                 if not left:  # otherwise it stays listed, to be reaped
                     await self.reaper.retire()
+
+    async def _drain_rows(self) -> int:
+        """Commit what waits; the number of audit rows that remain. The audit rows come first in the time."""
+        until = trio.current_time() + self.settings.audit_commit_timeout_s
+        try:
+            return await self.recorder.drain(self.settings.audit_commit_timeout_s)
+        finally:
+            await self.prompts.drain(until - trio.current_time())
 
     async def _run_shielded(self, keep: trio.CancelScope) -> None:
         with keep:
@@ -338,11 +349,13 @@ class Gateway:
 
 
 async def _check(checks: dict[str, str], name: str, ask: Callable[[], Awaitable[object]]) -> None:
-    try:
-        await ask()
-        checks[name] = "ok"
-    except StoreUnavailable as error:
-        checks[name] = error.reason
+    checks[name] = "timeout"
+    with trio.move_on_after(_ASK_S):
+        try:
+            await ask()
+            checks[name] = "ok"
+        except StoreUnavailable as error:
+            checks[name] = error.reason
 
 
 @asynccontextmanager

@@ -6,14 +6,15 @@ accord (``maxmemory-policy noeviction``), or a tombstone could go before its tim
 """
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from neuronetz.access.keys import is_prefix
+from neuronetz.errors import StoreUnavailable
 from neuronetz.policy import Principal
-from neuronetz.stores.redis import Redis, Script
+from neuronetz.stores.redis import Argument, Redis, Script
 
 # Entries of another version are ignored: raise it with every change of what an entry holds.
 VERSION = 2
@@ -94,8 +95,7 @@ class KeyCache:
             ("EVAL", _EVICT.text, 2, *_names(prefix), _TOMBSTONE, self._nonce(), GENERATION_TTL_S)
             for prefix in prefixes
         ]
-        for start in range(0, len(commands), _BATCH):
-            await self._redis.pipeline(commands[start : start + _BATCH])
+        await self._all(commands)
 
     async def evict_all(self) -> None:
         """Have every key looked up anew; look-ups of this process that are under way will not be kept."""
@@ -111,8 +111,18 @@ class KeyCache:
         """Put tombstones: these keys are refused, and look-ups under way cannot bring them back."""
         life = max(TOMBSTONE_TTL_S, self._ttl_s)
         commands = [("SET", _names(prefix)[0], _TOMBSTONE, "EX", life) for prefix in prefixes]
+        await self._all(commands)
+
+    async def _all(self, commands: Sequence[Sequence[Argument]]) -> None:
+        """Run them in batches. One that fails, as a node of a cluster may, does not stop the others."""
+        failure: StoreUnavailable | None = None
         for start in range(0, len(commands), _BATCH):
-            await self._redis.pipeline(commands[start : start + _BATCH])
+            try:
+                await self._redis.pipeline(commands[start : start + _BATCH])
+            except StoreUnavailable as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
 
 def _names(prefix: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """The rows' copies in Redis, which outlive this process: removed once PostgreSQL has the row."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 
 import structlog
@@ -45,17 +46,24 @@ class Copies:
                 self._pending[row] = None
         self._arrived.set()
 
-    async def keep(self, rows: Iterable[tuple[str, str, bytes]]) -> None:
+    async def keep(self, rows: Iterable[tuple[str, str, bytes]]) -> list[str]:
         """Put rows, as ``(tenant_id, request_id, row)``, into Redis as this instance's, for whoever reaps it.
 
-        A row of a request that never got as far as admission has no copy yet. Raises ``StoreUnavailable``.
+        Returns the ids of those that Redis took.
         """
-        commands: list[tuple[str | bytes, ...]] = []
-        for tenant_id, request_id, row in rows:
-            commands.append(("SADD", tenants_key(self._instance), tenant_id))
-            commands.append(("HSET", rows_key(tenant_id, self._instance), request_id, row))
-        if commands:
-            await self._redis.pipeline(commands)
+        places: dict[str, list[tuple[str, str, bytes]]] = {}
+        for row in rows:
+            places.setdefault(self._redis.place(rows_key(row[0], self._instance)), []).append(row)
+        kept: list[str] = []
+        for some in places.values():
+            commands: list[tuple[str | bytes, ...]] = []
+            for tenant_id, request_id, data in some:
+                commands.append(("SADD", tenants_key(self._instance), tenant_id))
+                commands.append(("HSET", rows_key(tenant_id, self._instance), request_id, data))
+            with suppress(StoreUnavailable):
+                await self._redis.pipeline(commands)
+                kept += [request_id for _, request_id, _ in some]
+        return kept
 
     async def run(self) -> None:
         """Remove copies until cancelled; apart from the commits, which must not wait for a slow Redis."""

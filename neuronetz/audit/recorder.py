@@ -7,7 +7,7 @@ request always has a place for its row.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -34,12 +34,13 @@ LAST_PAUSE_S = 2.0
 _COMMIT = files("neuronetz.audit").joinpath("commit.sql").read_text(encoding="utf-8")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Row:
     request_id: str
     tenant_id: str
     data: bytes
     entry: Entry | None
+    kept: bool = False
 
 
 class _RequestOf(msgspec.Struct):
@@ -57,13 +58,21 @@ class Recorder:
     """
 
     def __init__(
-        self, postgres: Postgres, redis: Redis, *, capacity: int, commit_timeout_s: float, instance: str
+        self,
+        postgres: Postgres,
+        redis: Redis,
+        *,
+        capacity: int,
+        commit_timeout_s: float,
+        instance: str,
+        on_rejected: Callable[[], None] = lambda: None,
     ) -> None:
         self.capacity = capacity
         self.open_entries = 0
         self.failing = False
         self.committed = 0
         self.rejected = 0
+        self._on_rejected = on_rejected
         self._postgres = postgres
         self._commit_timeout_s = commit_timeout_s
         self._copies = Copies(redis, instance)
@@ -144,6 +153,7 @@ class Recorder:
                     self._arrived = trio.Event()
                     await self._arrived.wait()
                 if not await self._commit_group():
+                    await self._keep_copies()
                     await trio.sleep(self._back_off())
 
     async def drain(self, timeout_s: float) -> int:
@@ -163,10 +173,19 @@ class Recorder:
     async def _leave_to_others(self) -> None:
         log.error("audit.rows_left", rows=len(self._ring))
         with trio.move_on_after(1.0, shield=True):
-            try:
-                await self._copies.keep((row.tenant_id, row.request_id, row.data) for row in self._ring)
-            except StoreUnavailable as error:
-                log.error("audit.rows_lost", rows=len(self._ring), reason=error.reason)
+            await self._keep_copies()
+        if lost := sum(not row.kept for row in self._ring):
+            log.error("audit.rows_lost", rows=lost)
+
+    async def _keep_copies(self) -> None:
+        """Have what waits in Redis too, should this process be killed before PostgreSQL is back.
+
+        A request that was never admitted has no copy there yet; of the others this writes the same again.
+        """
+        waiting = {row.request_id: row for row in self._ring if not row.kept}
+        kept = await self._copies.keep([(row.tenant_id, row.request_id, row.data) for row in waiting.values()])
+        for request_id in kept:
+            waiting[request_id].kept = True
 
     def _append(self, record: AuditRecord, entry: Entry | None) -> None:
         self._ring.append(_Row(record.request_id, record.tenant_id, encode(record), entry))
@@ -210,6 +229,7 @@ class Recorder:
             return
         row = self._ring.popleft()
         self.rejected += 1
+        self._on_rejected()
         log.error("audit.row_rejected", request_id=row.request_id, reason=type(error).__name__)
         self._copies.superfluous([(row.tenant_id, row.request_id)])
         self._answered()

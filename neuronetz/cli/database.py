@@ -39,9 +39,6 @@ _REFUSALS = {
     "25006": "this PostgreSQL is read-only (a standby?): DATABASE_URL must name the primary",
 }
 
-# SQLSTATE classes of a server that is there but cannot serve now: it is "not reachable" to an operator.
-_AWAY_CLASSES = ("08", "53", "57", "58", "XX", "40")
-
 
 def with_postgres(url: str | None, work: "Callable[[Postgres], Awaitable[T]]") -> T:
     """Run ``work`` in a Trio run of its own; raises ``Failure`` or ``SettingsError`` with one line."""
@@ -118,8 +115,10 @@ def away(error: BaseException) -> bool:
     """Whether a store is merely not there now, and not set up wrong."""
     import asyncpg
 
+    from neuronetz.stores.postgres import SERVER_CLASSES
+
     cause = error.__cause__ if isinstance(error, StoreUnavailable) else error
-    return not isinstance(cause, asyncpg.PostgresError) or (cause.sqlstate or "")[:2] in _AWAY_CLASSES
+    return not isinstance(cause, asyncpg.PostgresError) or (cause.sqlstate or "XX").startswith(SERVER_CLASSES)
 
 
 def explained(error: BaseException) -> BaseException:

@@ -26,6 +26,7 @@ from neuronetz.settings import Settings
 from neuronetz.stores.migrations import migrate
 from neuronetz.stores.postgres import open_postgres
 from neuronetz.telemetry.logs import configure_logs
+from neuronetz.web.server import CannotListen
 
 _HEALTHY_WITHIN_S = 30.0
 _STOP_WITHIN_S = 40.0
@@ -95,7 +96,6 @@ class Stage:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.command == "demo":
                 (self.folder / _MARK).touch()
-            (self.folder / "pid").write_text(str(os.getpid()))
         except OSError as error:
             raise Failure(
                 f"cannot use {self.folder} for data: {error.strerror}; choose another --data-dir"
@@ -104,10 +104,8 @@ class Stage:
             await self._run(stop)
         except* EmbeddedServerError as group:
             raise Failure(_first(group)) from None
-        except* OSError as group:
-            raise Failure(
-                f"cannot listen on {self.host}: {_first(group)}; --port 0 --metrics-port 0 take free ports"
-            ) from None
+        except* CannotListen as group:
+            raise Failure(f"{_first(group)}; --port 0 --metrics-port 0 take free ports") from None
 
     async def _run(self, stop: trio.Event) -> None:
         self._say(f"starting PostgreSQL and Redis in {self.folder} …")
@@ -116,6 +114,8 @@ class Stage:
             run_valkey(self.folder / "redis") as redis_url,
             self._ollama() as ollama_url,
         ):
+            # Only now: until the stores had the folder, another run might have been in it.
+            (self.folder / "pid").write_text(str(os.getpid()))
             await migrate(database_url)
             settings = Settings.load(
                 database_url=database_url,

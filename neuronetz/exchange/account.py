@@ -45,10 +45,6 @@ class Account:
         self._error: GatewayError | None = None
 
     @property
-    def concluded(self) -> bool:
-        return self._ended is not None
-
-    @property
     def error(self) -> GatewayError | None:
         """Why it did not complete; None while it runs, and where it did."""
         return self._error

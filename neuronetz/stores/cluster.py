@@ -252,7 +252,8 @@ class Cluster:
                 doubt.failures += 1
                 doubt.not_before = time.monotonic() + _DOUBT_PAUSE_S
                 raise NodeAway("node is away") from error
-            del self._doubts[address]
+            # What was learnt may have struck out the node, and the doubt with it.
+            self._doubts.pop(address, None)
 
     async def _learn(self, known: Owners) -> None:
         """Read anew who owns which slots, unless that has changed from ``known``; one asks for all who wait."""

@@ -22,7 +22,7 @@ RELEASE_TIMEOUT_S = 1.0
 
 # SQLSTATE classes that speak of the server and not of the statement: connection (08), resources (53),
 # operator intervention (57), system (58), internal (XX), and a transaction rolled back for others' sake (40).
-_SERVER_CLASSES = ("08", "53", "57", "58", "XX", "40")
+SERVER_CLASSES = ("08", "53", "57", "58", "XX", "40")
 # Classes that speak of how the server is set up for us: who we are (28), which database (3D) and schema (3F),
 # what is there and what we may do (42). Nothing can be checked then either, so it counts as away (G7); the
 # error itself is the cause.
@@ -102,7 +102,7 @@ class Postgres:
             # The last is what a connection says whose server ended it while it was idle.
             raise StoreUnavailable("postgres", type(error).__name__) from error
         except asyncpg.PostgresError as error:
-            if (error.sqlstate or "XX").startswith(_SERVER_CLASSES + _SETUP_CLASSES):
+            if (error.sqlstate or "XX").startswith(SERVER_CLASSES + _SETUP_CLASSES):
                 raise StoreUnavailable("postgres", type(error).__name__) from error
             raise
 

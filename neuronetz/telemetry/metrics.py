@@ -64,6 +64,11 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=self.registry,
         )
+        self.audit_rejected = Counter(
+            "gateway_audit_rejected_total",
+            "Audit rows that PostgreSQL refused for their data; they are lost.",
+            registry=self.registry,
+        )
         self.audit_failing = Gauge(
             "gateway_audit_failing",
             "1 while audit rows cannot be written.",

@@ -20,6 +20,7 @@ from neuronetz.web.sharing import Load
 _PREFIX = "neuronetz-workers-"
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _FIRST_PERSON = 1000
+_DYNAMIC = range(61184, 65520)  # systemd's DynamicUser
 
 
 @contextmanager
@@ -87,5 +88,5 @@ def _place() -> Path:
     # In memory, so that counting neither waits for a disk nor dies of a full one; but logind removes what
     # a person has there when that person logs out.
     memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a private one
-    service = os.geteuid() < _FIRST_PERSON
+    service = os.geteuid() < _FIRST_PERSON or os.geteuid() in _DYNAMIC
     return memory if service and os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())

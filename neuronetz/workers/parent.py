@@ -24,7 +24,15 @@ log = structlog.get_logger("neuronetz.workers")
 WRONG_SETTING = 2
 
 # What a worker's end takes beside the times that are settings: its stores' closing, the interpreter's end.
-_MARGIN_S = 10.0
+_MARGIN_S = 6.0
+
+
+def unwinding_s(settings: Settings) -> float:
+    """How long (seconds) a worker may take to end once its exchanges were stopped, both stores away at worst.
+
+    A request's audit task and then the recorder wait for a commit, exchanges and then settlements for Redis.
+    """
+    return 2 * settings.audit_commit_timeout_s + 2 * settings.cleanup_timeout_s + _MARGIN_S
 
 
 class Workers:
@@ -71,7 +79,7 @@ class Workers:
                         command=self._command or command(),
                         listen=[listener.socket.fileno() for listener in listeners],
                         folder=folder,
-                        hard_s=settings.cleanup_timeout_s + settings.audit_commit_timeout_s,
+                        hard_s=unwinding_s(settings),
                         judge=self._hopeless,
                     )
                     for number in range(settings.workers)
@@ -102,7 +110,8 @@ class Workers:
 
     def _hopeless(self, code: int) -> bool:
         """Whether a worker that ended with ``code`` would do so again, for ever: then all of it ends."""
-        self._ends.inc()
+        if code != 0:  # 0 is a worker that was asked to end, to be replaced
+            self._ends.inc()
         nobody_ever_served = not any(worker.was_ready.is_set() for worker in self.workers)
         hopeless = code == WRONG_SETTING or (code > 0 and nobody_ever_served)
         if hopeless:
@@ -115,10 +124,7 @@ class Workers:
         log.info("workers.draining", workers=len(self.workers), patience_s=settings.drain_timeout_s)
         for worker in self.workers:
             worker.drain()
-        patience_s = (
-            settings.drain_timeout_s + 2 * settings.cleanup_timeout_s + settings.audit_commit_timeout_s + _MARGIN_S
-        )
-        with trio.move_on_after(patience_s) as scope:
+        with trio.move_on_after(settings.drain_timeout_s + unwinding_s(settings)) as scope:
             await self._all_gone()
         if scope.cancelled_caught:
             log.error("workers.killed", workers=[w.number for w in self.workers if not w.gone.is_set()])

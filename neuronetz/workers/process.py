@@ -7,10 +7,11 @@ would make of two.
 
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import structlog
 import trio
@@ -32,13 +33,40 @@ def run_worker(settings: Settings, *, number: int, listen: Sequence[int], contro
     """
     for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
+    wish = _Wish()
+    signal.signal(signal.SIGTERM, wish)
     structlog.contextvars.bind_contextvars(worker=number)
     parent = _Parent(control)
     with in_use(folder):
         count_into(folder, number)
-        trio.run(_serve, settings, parent, listen, Load(folder, number))
+        trio.run(_serve, settings, parent, wish, listen, Load(folder, number))
     if parent.gone:
         remove_if_unused(folder)
+
+
+class _Wish:
+    """SIGTERM's handler for the whole of the process's life: it asks for a drain, and never for more."""
+
+    def __init__(self) -> None:
+        self._made = False
+        self._grant: Callable[[], None] | None = None
+
+    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+        self._made = True
+        if self._grant is not None:
+            self._grant()
+
+    def stops(self, stop: trio.Event) -> None:
+        """Have the wish set ``stop``, from within Trio's run."""
+        token = trio.lowlevel.current_trio_token()
+
+        def grant() -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(stop.set)
+
+        self._grant = grant
+        if self._made:
+            stop.set()
 
 
 class _Parent:
@@ -78,10 +106,10 @@ class _Parent:
                 return
 
 
-async def _serve(settings: Settings, parent: _Parent, listen: Sequence[int], load: Load) -> None:
+async def _serve(settings: Settings, parent: _Parent, wish: _Wish, listen: Sequence[int], load: Load) -> None:
     stop = trio.Event()
+    wish.stops(stop)
     async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
-        await nursery.start(_drain_on_sigterm, stop)
         nursery.start_soon(parent.heed, stop, nursery.cancel_scope)
         async with open_gateway(settings) as gateway, trio.open_nursery() as serving:
             parent.gateway = gateway
@@ -89,12 +117,3 @@ async def _serve(settings: Settings, parent: _Parent, listen: Sequence[int], loa
             await serving.start(partial(gateway.run, stop, shared=(listeners, load)))
             parent.say(READY)
         nursery.cancel_scope.cancel()
-
-
-async def _drain_on_sigterm(
-    stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        task_status.started()
-        async for _ in signals:
-            stop.set()

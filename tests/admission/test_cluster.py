@@ -276,6 +276,31 @@ async def test_a_lease_is_settled_at_the_replica_that_took_over(
     assert await admitted(lone_desk, lone_admission, lost)
 
 
+async def test_a_replica_takes_over_from_a_node_that_was_only_learnt(
+    own_cluster: EmbeddedValkeyCluster, asyncio_loop: Any, postgres: Postgres, homes: list[Any]
+) -> None:
+    """The URL names one node; the one that fails is known from the cluster alone, and is forgotten with it."""
+    lost = homes[0]
+    node = node_of(own_cluster, lost)
+    replica = await own_cluster.add_replica(node)
+    seed = next(other for other in own_cluster.nodes if other is not node and other is not replica)
+    async with open_redis(f"redis+cluster://127.0.0.1:{seed.port}", size=4, timeout_s=1.0) as redis:
+        key = keyspace.slots(lost.tenant_id)
+        await redis.command("SADD", key, "one")
+        assert (await node.ask("WAIT", "1", "5000")).startswith(":")
+        await until(lambda: caught_up(node, replica))
+        await node.stop(immediate=True)
+
+        async def served_again() -> bool:
+            try:
+                return bool(await redis.command("SCARD", key) == 1)
+            except StoreUnavailable:
+                return False
+
+        await until(served_again)
+        assert redis.place(key).endswith(f"{replica.port})")
+
+
 async def caught_up(primary: Any, replica: Any) -> bool:
     return bool(await primary.ask("DBSIZE") == await replica.ask("DBSIZE"))
 

@@ -232,6 +232,41 @@ async def test_rows_that_no_store_took_are_left_to_others_at_a_graceful_stop(
     assert sorted(row["outcome"] for row in rows) == ["client_disconnected", "completed", "completed"]
 
 
+async def test_a_drain_that_goes_wrong_does_not_keep_the_process(
+    asyncio_loop: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_timeout_s: float) -> int:
+        raise RuntimeError("a bug")
+
+    stop = trio.Event()
+    with trio.fail_after(10), pytest.RaisesGroup(RuntimeError, flatten_subgroups=True):
+        async with open_gateway(settings) as gateway, trio.open_nursery() as nursery:
+            monkeypatch.setattr(gateway.recorder, "drain", broken)
+            await nursery.start(gateway.run, stop)
+            stop.set()
+
+
+async def test_while_postgresql_refuses_rows_wait_in_redis_too(
+    asyncio_loop: Any, settings: Any, own_postgres: Any, run_gateway: Any, books: Any, make_key_in: Any
+) -> None:
+    """Even a request that never got as far as admission would have its row after a kill."""
+    async with open_postgres(own_postgres.dsn(), size=4, timeout_s=5) as postgres:
+        key = await make_key_in(postgres)
+        async with run_gateway(settings.model_copy(update={"database_url": own_postgres.dsn()})) as gateway:
+            await postgres.execute("ALTER TABLE gateway.audit_log RENAME TO away")
+            async with connected(gateway) as leaving:
+                await leaving.send_all(chat(key)[:-3])
+                await trio.sleep(0.1)
+            with trio.fail_after(5):
+                while await books.copies() != 1:
+                    await trio.sleep(0.02)
+            await postgres.execute("ALTER TABLE gateway.away RENAME TO audit_log")
+            with trio.fail_after(10):
+                while gateway.recorder.waiting or await books.copies():
+                    await trio.sleep(0.02)
+        assert await postgres.fetchval("SELECT count(*) FROM gateway.audit_log") == 1
+
+
 async def test_a_reply_that_is_too_large_and_an_image_that_breaks_the_model_leave_the_breaker_shut(
     asyncio_loop: Any, settings: Any, run_gateway: Any, key: str
 ) -> None:

@@ -148,6 +148,7 @@ async def test_a_second_demo_on_the_same_data_is_refused_in_one_line(
         assert out == ""
         assert "Traceback" not in err
         assert err.splitlines()[-1].startswith("neuronetz: ")
+        assert (own_folder / "pid").read_text() == str(first.process.pid)
         assert await first.end() == 0
 
 
