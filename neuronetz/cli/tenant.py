@@ -175,7 +175,7 @@ def set_(
 
 @commands.command("suspend")
 def suspend(name: Name, json: Json = False, database_url: DatabaseUrl = None) -> None:
-    """Refuse every key of a tenant until it is resumed.
+    """Refuse every key of a tenant until it is resumed. What runs already goes on; revoking a key cuts it.
 
     \b
     Example: neuronetz tenant suspend acme

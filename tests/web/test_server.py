@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from neuronetz.web.server import Connection, Server, open_server
+from neuronetz.web.connection import Connection
+from neuronetz.web.server import Server, open_server
 
 CHUNK = b"x" * 65536
 REQUEST = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
