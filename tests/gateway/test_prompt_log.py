@@ -263,6 +263,7 @@ async def everything_in(redis: Redis) -> bytes:
             "zset": ("ZRANGE", name, 0, -1),
             "list": ("LRANGE", name, 0, -1),
             "stream": ("XRANGE", name, "-", "+"),
+            "none": ("GET", name),  # gone meanwhile
         }[kind]
         found.append(repr((name, await redis.command(*read))))
     return "\n".join(found).encode()
