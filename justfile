@@ -10,16 +10,16 @@ _default:
 # start everything on this machine: stores, a mock Ollama, the gateway, a fresh key
 [no-exit-message]
 demo *args:
-    @{{ run }} --no-dev neuronetz demo "$@"
+    @{{ run }} --no-default-groups neuronetz demo "$@"
 
 # stop a running demo and remove its data
 demo-down:
-    @{{ run }} --no-dev neuronetz demo --down
+    @{{ run }} --no-default-groups neuronetz demo --down
 
 # the same stores before your own Ollama: OLLAMA_URL=http://127.0.0.1:11434 just dev
 [no-exit-message]
 dev *args:
-    @{{ run }} --no-dev neuronetz dev "$@"
+    @{{ run }} --no-default-groups neuronetz dev "$@"
 
 # run the tests (all of them, or what pytest's arguments select)
 test *args:
