@@ -18,8 +18,10 @@ from neuronetz.access.directory import Directory
 from neuronetz.admission.admission import Admission, Ask
 from neuronetz.audit.prompts import PromptLog
 from neuronetz.audit.recorder import Entry, Recorder
+from neuronetz.dialects import sse
+from neuronetz.dialects.body_policy import BodyPolicy
 from neuronetz.dialects.call import Call, Reply, ReplyState
-from neuronetz.dialects.ollama import BodyPolicy, parse_call
+from neuronetz.dialects.calls import parse_call
 from neuronetz.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -32,7 +34,7 @@ from neuronetz.errors import (
 )
 from neuronetz.exchange.account import Account
 from neuronetz.exchange.conversation import Conversation
-from neuronetz.exchange.delivery import Delivery
+from neuronetz.exchange.delivery import Delivery, Headers
 from neuronetz.exchange.outcome import CLIENTS_DOING, Verdict, verdict
 from neuronetz.exchange.reads import Reads
 from neuronetz.exchange.registry import Registry, Running
@@ -101,6 +103,7 @@ class Exchange:
         self._request = request
         self._delivery = delivery
         self._reply: Reply | None = None
+        self._heartbeat = trio.CancelScope()
 
     async def run(self) -> None:
         """Answer the request.
@@ -127,6 +130,7 @@ class Exchange:
                     await self._answer(account, entry, running, nursery, watch)
                 finally:
                     watch.cancel()
+                    self._heartbeat.cancel()
                     account.conversation.close()
 
     async def _answer(
@@ -137,7 +141,7 @@ class Exchange:
             with account.concluding(running):
                 asked = await self._read(account)
                 nursery.start_soon(self._watch, running, watch)
-                ending = await self._govern(account, asked, running)
+                ending = await self._govern(account, asked, running, nursery)
             account.conclude(None)
         except GatewayError as error:
             with self._recorded(account, entry, running):
@@ -152,11 +156,13 @@ class Exchange:
             raise
         else:
             with self._recorded(account, entry, running):
+                await delivery.quiet()
                 if delivery.started:
                     await delivery.finish(ending.body, account.conversation.taken)
                 else:
-                    headers = [(b"content-type", ending.content_type.encode())]
-                    await delivery.whole(200, headers, ending.body, account.conversation.taken)
+                    await delivery.whole(
+                        200, _headers(ending.content_type), ending.body, account.conversation.taken
+                    )
 
     async def _watch(self, running: Running, scope: trio.CancelScope) -> None:
         with scope:
@@ -181,6 +187,7 @@ class Exchange:
 
     async def _refuse(self, error: GatewayError) -> None:
         """Tell the client, in its dialect, what went wrong: as a reply, or as the end of one that has begun."""
+        await self._delivery.quiet()
         if self._delivery.ended or isinstance(error, (ClientDisconnected, ClientStalled)):
             return
         if self._delivery.started and self._reply is not None:
@@ -211,7 +218,7 @@ class Exchange:
         # A large body takes long enough to parse to hold up every other stream of this thread.
         return await trio.to_thread.run_sync(parse, limiter=self._rooms.parsers)
 
-    async def _govern(self, account: Account, asked: Asked, running: Running) -> Ending:
+    async def _govern(self, account: Account, asked: Asked, running: Running, nursery: trio.Nursery) -> Ending:
         """Admit the request, check what it asks for, and carry it out, all under its lease."""
         call = asked.runnable
         reservation = self._reservation(account.principal, call)
@@ -229,7 +236,7 @@ class Exchange:
             with account.concluding(running):
                 try:
                     predict = lease.predict if reservation.written else None
-                    ending = await self._carry_out(account, asked, predict, running)
+                    ending = await self._carry_out(account, asked, predict, running, nursery)
                 finally:
                     lease.used(account.counts.prompt, account.counts.completion)
             account.conclude(None)
@@ -241,7 +248,9 @@ class Exchange:
         cap = self._rooms.settings.default_max_predict
         return reserve(principal, generates=call.generates, asked=call.asked_predict, default_cap=cap)
 
-    async def _carry_out(self, account: Account, asked: Asked, predict: int | None, running: Running) -> Ending:
+    async def _carry_out(
+        self, account: Account, asked: Asked, predict: int | None, running: Running, nursery: trio.Nursery
+    ) -> Ending:
         rooms, request, call = self._rooms, self._request, asked.call
         if call is None or call.model is None:
             if asked.problem is not None:
@@ -253,11 +262,21 @@ class Exchange:
         body = call.upstream_body(model, predict)
         if not request.inference:
             return Ending(_JSON, await rooms.reads.show(body))
-        return await self._relay(call, body, account, running)
-
-    async def _relay(self, call: Call, body: bytes, account: Account, running: Running) -> Ending:
-        """Pass the model's reply on as it comes; return its end."""
         self._reply = reply = account.conversation.reply(call)
+        if reply.heartbeat:
+            nursery.start_soon(self._keep_alive, reply)
+        try:
+            return await self._relay(call, reply, body, account, running)
+        finally:
+            self._heartbeat.cancel()
+
+    async def _keep_alive(self, reply: Reply) -> None:
+        with self._heartbeat:
+            headers, every_s = _headers(reply.content_type), self._rooms.settings.sse_heartbeat_s
+            await self._delivery.keep_alive(headers, reply.heartbeat, every_s)
+
+    async def _relay(self, call: Call, reply: Reply, body: bytes, account: Account, running: Running) -> Ending:
+        """Pass the model's reply on as it comes; return its end."""
         heard = False
         with self._rooms.breaker.attempt() as attempt:
             try:
@@ -291,8 +310,16 @@ class Exchange:
 
     async def _pass_on(self, chunk: bytes, reply: Reply, account: Account) -> None:
         if not self._delivery.started:
-            await self._delivery.start(200, [(b"content-type", reply.content_type.encode())])
-            account.first_byte()
+            await self._delivery.start(200, _headers(reply.content_type))
+        account.first_byte()
         await self._delivery.send(chunk)
         if account.conversation.taken is not None:
             account.conversation.taken()
+
+
+def _headers(content_type: str) -> Headers:
+    headers = [(b"content-type", content_type.encode())]
+    if content_type == sse.CONTENT_TYPE:
+        # Or else intermediaries may hold events back (nginx reads the second).
+        headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+    return headers
