@@ -131,6 +131,8 @@ async def test_thinking_and_content_can_share_a_line(http: httpx.AsyncClient, th
     assert (len(lines), lines[-1]["eval_count"]) == (thoughts + 2, thoughts + 2)
     [whole] = await chat(http, f"[[both:1]] [[think:{thoughts}]]", "thinker", stream=False)
     assert (whole["message"]["thinking"], whole["message"]["content"]) == (completion(thoughts), completion(16))
+    without = await chat(http, "[[both:1]]", "thinker", think=False)
+    assert not any("thinking" in line["message"] for line in without)
     cut = await chat(http, "[[both:1]] [[think:4]]", "thinker", options={"num_predict": 4})
     assert [line["message"].get("thinking", "") for line in cut] == [*map(word, range(4)), ""]
 
