@@ -15,7 +15,7 @@ Failure = Annotated[
 
 MODELS = ("tiny:latest", "tiny:1b", "acme/other:latest", "thinker:latest", "embed:latest", "big:cloud")
 
-_MARKED = {
+MARKERS = {
     "fail": "fail",
     "after": "fail_after",
     "tokens": "tokens",
@@ -31,7 +31,7 @@ _MARKED = {
     "lastcontent": "lastcontent",
     "lastlogprobs": "lastlogprobs",
 }
-_MARKER = re.compile(rf"\[\[({'|'.join(_MARKED)}):([\w.-]{{1,64}})\]\]")
+_MARKER = re.compile(rf"\[\[({'|'.join(MARKERS)}):([\w.-]{{1,64}})\]\]")
 
 
 class MockOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,7 +95,7 @@ class MockOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """These options with what the prompt asks for, as in ``[[fail:reset]] [[after:5]] [[tokens:200]]``."""
         if "[[" not in prompt:
             return self
-        found = {_MARKED[name]: value for name, value in _MARKER.findall(prompt)}
+        found = {MARKERS[name]: value for name, value in _MARKER.findall(prompt)}
         return self.changed(found) if found else self
 
     @property
