@@ -28,7 +28,7 @@ from neuronetz.admission.reaper import Reaper
 from neuronetz.audit.partitions import Partitions
 from neuronetz.audit.prompts import PromptLog, PromptPurge
 from neuronetz.audit.recorder import Recorder
-from neuronetz.dialects.ollama import BodyPolicy
+from neuronetz.dialects.body_policy import BodyPolicy
 from neuronetz.errors import StoreUnavailable
 from neuronetz.exchange.exchange import Rooms
 from neuronetz.exchange.reads import Reads

@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     chunk_timeout_s: Seconds = 120.0
     exchange_timeout_s: Seconds = 1800.0
     write_timeout_s: Seconds = 20.0
+    sse_heartbeat_s: Seconds = 15.0
     cleanup_timeout_s: Seconds = 2.0
     drain_timeout_s: Seconds = 25.0
     store_timeout_s: Seconds = 2.0

@@ -32,6 +32,8 @@ class Reply(Protocol):
     """
 
     content_type: str
+    heartbeat: bytes
+    """What may be sent while the model is silent, at any time; empty where the dialect has nothing of the kind."""
     state: ReplyState
     too_large: bool
     """Whether it FAILED for being larger than it may be."""
@@ -67,10 +69,14 @@ class Call(Protocol):
     problem: InvalidRequest | None
     model: str | None
     stream: bool
-    generates: bool
     prompt_estimate: int
     asked_predict: int | None
-    upstream_path: str
+
+    @property
+    def generates(self) -> bool: ...
+
+    @property
+    def upstream_path(self) -> str: ...
 
     @property
     def provoking(self) -> bool: ...

@@ -25,11 +25,11 @@ from neuronetz.dialects.fields import (
 MODEL_NAME_LENGTH = 200
 
 # Objects take far longer to check than text: these bound the time that a hostile body can take.
-_MOST_MESSAGES = 10_000
-_MOST_TOOLS = 1_000
+MOST_MESSAGES = 10_000
+MOST_TOOLS = 1_000
 
-_INT32 = 2**31 - 1
-_EXACT_FLOAT = 2**53
+INT32 = 2**31 - 1
+EXACT_FLOAT = 2**53
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TERM = "([0-9]+(?:\\.[0-9]*)?|\\.[0-9]+)(" + "|".join(_UNITS_S) + ")"
 _TERMS = re.compile(_TERM)
@@ -91,12 +91,12 @@ def embedding_input(value: Any) -> str | list[str]:
     raise Wrong("must be a string or a list of strings")
 
 
-_token_list = list_of(whole(0, _INT32))
+_token_list = list_of(whole(0, INT32))
 
 
 def token_ids(value: Any) -> list[int]:
     """Tokens of an earlier reply. There may be very many, so the common case takes no step for each."""
-    if type(value) is list and set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= _INT32:
+    if type(value) is list and set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= INT32:
         return value
     checked: list[int] = _token_list(value)
     return checked
@@ -155,14 +155,14 @@ def options(policy: BodyPolicy) -> Check:
     Clients send options that change how a model is loaded as a matter of course: to refuse them would
     lock these clients out. A wrong type in what is passed on is a 500 of Ollama's, so it ends here.
     """
-    integer = whole(-_INT32, _INT32)
+    integer = whole(-INT32, INT32)
     known: dict[str, Check] = {
         "temperature": real,
         "top_k": integer,
         "top_p": real,
         "min_p": real,
         "typical_p": real,
-        "seed": whole(-_EXACT_FLOAT, _EXACT_FLOAT),
+        "seed": whole(-EXACT_FLOAT, EXACT_FLOAT),
         "stop": list_of(text),
         "repeat_last_n": integer,
         "repeat_penalty": real,
@@ -211,14 +211,14 @@ def _tool() -> Struct:
 
 
 def _message() -> Struct:
-    function = Struct({"index": whole(0, _INT32), "name": text, "arguments": anything_in_object})
+    function = Struct({"index": whole(0, INT32), "name": text, "arguments": anything_in_object})
     return Struct(
         {
             "role": role,
             "content": text,
             "thinking": text,
             "images": list_of(image),
-            "tool_calls": list_of(Struct({"id": text, "function": function}), _MOST_TOOLS),
+            "tool_calls": list_of(Struct({"id": text, "function": function}), MOST_TOOLS),
             "tool_name": text,
             "tool_call_id": text,
         },
@@ -245,7 +245,7 @@ def bodies(policy: BodyPolicy) -> Mapping[str, Struct]:
     }
     return {
         "chat": Struct(
-            generation | {"messages": list_of(_message(), _MOST_MESSAGES), "tools": list_of(_tool(), _MOST_TOOLS)}
+            generation | {"messages": list_of(_message(), MOST_MESSAGES), "tools": list_of(_tool(), MOST_TOOLS)}
         ),
         "generate": Struct(
             generation
@@ -259,7 +259,7 @@ def bodies(policy: BodyPolicy) -> Mapping[str, Struct]:
                 "images": list_of(image),
             }
         ),
-        "embed": Struct(shared | {"input": embedding_input, "truncate": boolean, "dimensions": whole(0, _INT32)}),
+        "embed": Struct(shared | {"input": embedding_input, "truncate": boolean, "dimensions": whole(0, INT32)}),
         "embeddings": Struct(shared | {"prompt": text}),
         # Ollama's ``system``, ``template`` and ``options`` only change the text of the Modelfile it shows.
         "show": Struct({"model": model_name, "name": model_name, "verbose": boolean}),

@@ -67,6 +67,9 @@ class Delivery:
         self._render = render
         self._headers = list(headers)
         self._body_read = False
+        self._sending = False
+        self._sent_at = 0.0
+        self._beating: trio.Event | None = None
         self.started = False
         self.ended = False
 
@@ -131,14 +134,53 @@ class Delivery:
                 return await self._receive()
         return await self._receive()
 
+    async def keep_alive(self, headers: Headers, comment: bytes, every_s: float) -> None:
+        """Send ``comment`` whenever nothing was sent for ``every_s`` seconds; runs until cancelled.
+
+        The first one starts the reply, with ``headers``. A comment that is on its way when this is cancelled
+        is sent to its end, and whatever else is to be sent waits for that.
+        """
+        self._sent_at = trio.current_time()
+        while True:
+            await trio.sleep_until(self._sent_at + every_s)
+            if self._sending:
+                # A write that does not get through is the write deadline's business.
+                self._sent_at = trio.current_time()
+            elif trio.current_time() >= self._sent_at + every_s:
+                self._beating = trio.Event()
+                try:
+                    if not self.started:
+                        await self._start(200, headers)
+                    await self._send({"type": "http.response.body", "body": comment, "more_body": True})
+                finally:
+                    self._sent_at = trio.current_time()
+                    self._beating.set()
+                    self._beating = None
+
+    async def quiet(self) -> None:
+        """Wait for a comment that is being sent, to be sure of what has ``started``."""
+        while self._beating is not None:
+            await self._beating.wait()
+
     async def start(self, status: int, headers: Headers) -> None:
-        """Send the status line and headers."""
+        """Send the status line and headers, unless a comment has done so."""
+        await self.quiet()
+        if not self.started:
+            await self._start(status, headers)
+
+    async def _start(self, status: int, headers: Headers) -> None:
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
         self.started = True
 
     async def send(self, chunk: bytes) -> None:
         """Send a chunk; returns when the server has taken it, which is when the client's window allows."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self.quiet()
+        self._sending = True
+        try:
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        finally:
+            self._sending = False
+            self._sent_at = trio.current_time()
 
     async def finish(self, chunk: bytes = b"", taken: Callable[[], None] | None = None) -> None:
         """Send the last chunk and end the reply.
@@ -146,6 +188,7 @@ class Delivery:
         ``taken`` is called once the server has taken the chunk. That this call is cancelled does not say
         otherwise: of every reply that has ended, the server says that its client is gone.
         """
+        await self.quiet()
         self.ended = True
         if taken is not None and chunk:
             await self.send(chunk)

@@ -18,24 +18,23 @@ from neuronetz.access.directory import Directory
 from neuronetz.admission.admission import Admission, Ask
 from neuronetz.audit.prompts import PromptLog
 from neuronetz.audit.recorder import Entry, Recorder
-from neuronetz.dialects.call import Call, Reply, ReplyState
-from neuronetz.dialects.ollama import BodyPolicy, parse_call
+from neuronetz.dialects.body_policy import BodyPolicy
+from neuronetz.dialects.call import Call, Reply
+from neuronetz.dialects.calls import parse_call
 from neuronetz.errors import (
     BodyTimeout,
     BodyTooLarge,
     ClientDisconnected,
     ClientStalled,
     GatewayError,
-    ReplyTooLarge,
     UnsupportedEncoding,
-    UpstreamFailed,
 )
 from neuronetz.exchange.account import Account
 from neuronetz.exchange.conversation import Conversation
 from neuronetz.exchange.delivery import Delivery
-from neuronetz.exchange.outcome import CLIENTS_DOING, Verdict, verdict
 from neuronetz.exchange.reads import Reads
 from neuronetz.exchange.registry import Registry, Running
+from neuronetz.exchange.relay import Ending, Relay, reply_headers
 from neuronetz.exchange.request import Request
 from neuronetz.exchange.reservation import Reservation, reserve
 from neuronetz.models.discovery import Discovery
@@ -73,14 +72,6 @@ class Rooms:
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What ends a reply: its last bytes, held back until the lease is settled."""
-
-    content_type: str
-    body: bytes
-
-
-@dataclass(frozen=True)
 class Asked:
     """What a request asks for: its call, where it has a body that could be read, and what is wrong with it."""
 
@@ -101,6 +92,7 @@ class Exchange:
         self._request = request
         self._delivery = delivery
         self._reply: Reply | None = None
+        self._heartbeat = trio.CancelScope()
 
     async def run(self) -> None:
         """Answer the request.
@@ -127,6 +119,7 @@ class Exchange:
                     await self._answer(account, entry, running, nursery, watch)
                 finally:
                     watch.cancel()
+                    self._heartbeat.cancel()
                     account.conversation.close()
 
     async def _answer(
@@ -137,7 +130,7 @@ class Exchange:
             with account.concluding(running):
                 asked = await self._read(account)
                 nursery.start_soon(self._watch, running, watch)
-                ending = await self._govern(account, asked, running)
+                ending = await self._govern(account, asked, running, nursery)
             account.conclude(None)
         except GatewayError as error:
             with self._recorded(account, entry, running):
@@ -152,11 +145,13 @@ class Exchange:
             raise
         else:
             with self._recorded(account, entry, running):
+                await delivery.quiet()
                 if delivery.started:
                     await delivery.finish(ending.body, account.conversation.taken)
                 else:
-                    headers = [(b"content-type", ending.content_type.encode())]
-                    await delivery.whole(200, headers, ending.body, account.conversation.taken)
+                    await delivery.whole(
+                        200, reply_headers(ending.content_type), ending.body, account.conversation.taken
+                    )
 
     async def _watch(self, running: Running, scope: trio.CancelScope) -> None:
         with scope:
@@ -181,6 +176,7 @@ class Exchange:
 
     async def _refuse(self, error: GatewayError) -> None:
         """Tell the client, in its dialect, what went wrong: as a reply, or as the end of one that has begun."""
+        await self._delivery.quiet()
         if self._delivery.ended or isinstance(error, (ClientDisconnected, ClientStalled)):
             return
         if self._delivery.started and self._reply is not None:
@@ -211,7 +207,7 @@ class Exchange:
         # A large body takes long enough to parse to hold up every other stream of this thread.
         return await trio.to_thread.run_sync(parse, limiter=self._rooms.parsers)
 
-    async def _govern(self, account: Account, asked: Asked, running: Running) -> Ending:
+    async def _govern(self, account: Account, asked: Asked, running: Running, nursery: trio.Nursery) -> Ending:
         """Admit the request, check what it asks for, and carry it out, all under its lease."""
         call = asked.runnable
         reservation = self._reservation(account.principal, call)
@@ -229,7 +225,7 @@ class Exchange:
             with account.concluding(running):
                 try:
                     predict = lease.predict if reservation.written else None
-                    ending = await self._carry_out(account, asked, predict, running)
+                    ending = await self._carry_out(account, asked, predict, running, nursery)
                 finally:
                     lease.used(account.counts.prompt, account.counts.completion)
             account.conclude(None)
@@ -241,7 +237,9 @@ class Exchange:
         cap = self._rooms.settings.default_max_predict
         return reserve(principal, generates=call.generates, asked=call.asked_predict, default_cap=cap)
 
-    async def _carry_out(self, account: Account, asked: Asked, predict: int | None, running: Running) -> Ending:
+    async def _carry_out(
+        self, account: Account, asked: Asked, predict: int | None, running: Running, nursery: trio.Nursery
+    ) -> Ending:
         rooms, request, call = self._rooms, self._request, asked.call
         if call is None or call.model is None:
             if asked.problem is not None:
@@ -253,46 +251,15 @@ class Exchange:
         body = call.upstream_body(model, predict)
         if not request.inference:
             return Ending(_JSON, await rooms.reads.show(body))
-        return await self._relay(call, body, account, running)
+        relay = Relay(call, self._delivery, account, running)
+        self._reply = relay.reply
+        if relay.reply.heartbeat:
+            nursery.start_soon(self._keep_alive, relay)
+        try:
+            return await relay.run(rooms.upstream, rooms.breaker, body)
+        finally:
+            self._heartbeat.cancel()
 
-    async def _relay(self, call: Call, body: bytes, account: Account, running: Running) -> Ending:
-        """Pass the model's reply on as it comes; return its end."""
-        self._reply = reply = account.conversation.reply(call)
-        heard = False
-        with self._rooms.breaker.attempt() as attempt:
-            try:
-                async with self._rooms.upstream.stream(call.upstream_path, body) as stream:
-                    while True:
-                        data = await stream.read()
-                        if data and not heard:
-                            heard = True
-                            attempt.answering()
-                            account.conversation.begun(call)
-                        passed_on = reply.feed(data) if data else reply.eof()
-                        if reply.state is ReplyState.FINISHED:
-                            await stream.drain()
-                            break
-                        if passed_on:
-                            await self._pass_on(passed_on, reply, account)
-                        if reply.state is ReplyState.FAILED:
-                            raise ReplyTooLarge if reply.too_large else UpstreamFailed(retry_after=1.0)
-            except BaseException as error:
-                reason = running.reason_for(error)
-                if verdict(reason, provoking=call.provoking) is Verdict.FAILURE:
-                    attempt.failure()
-                # Before the first byte the upstream has reported nothing; see CLIENTS_DOING for who pays.
-                if heard or isinstance(reason, CLIENTS_DOING):
-                    account.counts = reply.counts
-                raise
-            account.counts = reply.counts
-            attempt.success()
-        account.first_byte()
-        return Ending(reply.content_type, passed_on)
-
-    async def _pass_on(self, chunk: bytes, reply: Reply, account: Account) -> None:
-        if not self._delivery.started:
-            await self._delivery.start(200, [(b"content-type", reply.content_type.encode())])
-            account.first_byte()
-        await self._delivery.send(chunk)
-        if account.conversation.taken is not None:
-            account.conversation.taken()
+    async def _keep_alive(self, relay: Relay) -> None:
+        with self._heartbeat:
+            await relay.keep_alive(self._rooms.settings.sse_heartbeat_s)

@@ -44,6 +44,7 @@ ROUTES = (
     Route(POST, "/api/generate", Kind.INFERENCE, "/api/generate", has_body=True),
     Route(POST, "/api/embed", Kind.INFERENCE, "/api/embed", has_body=True),
     Route(POST, "/api/embeddings", Kind.INFERENCE, "/api/embeddings", has_body=True),
+    Route(POST, "/v1/chat/completions", Kind.INFERENCE, "/v1/chat/completions", "openai", has_body=True),
 )
 
 # Never reachable, whatever the configuration says: they change what is installed, or act in the name of the

@@ -11,7 +11,8 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronetz.dialects.ollama import BodyPolicy, parse_call
+from neuronetz.dialects.body_policy import BodyPolicy
+from neuronetz.dialects.calls import parse_call
 
 Shape = dict[str, Any]
 
@@ -209,7 +210,7 @@ def test_no_other_spelling_of_a_field_is_ever_accepted(body: dict[str, Any], nam
 @settings(max_examples=200, deadline=None)
 @given(
     st.binary(max_size=60) | anything.map(lambda value: json.dumps(value).encode()),
-    st.sampled_from(["chat", "embed", "show"]),
+    st.sampled_from(["/api/chat", "/api/embed", "/api/show", "/v1/chat/completions"]),
 )
 def test_no_body_makes_parsing_raise(data: bytes, endpoint: str) -> None:
     call = parse_call(endpoint, data, POLICY)

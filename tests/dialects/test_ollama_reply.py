@@ -10,18 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuronetz.dialects.call import Counts, Reply, ReplyState
-from neuronetz.dialects.ollama_reply import NativeStream, NativeWhole
+from neuronetz.dialects.ollama_reply import NativeLines, NativeObject
+from neuronetz.dialects.reply import StreamedReply, WholeReply
 from neuronetz.errors import UpstreamFailed
 
 ESTIMATE = 11
 
 
-def stream(limit: int = 10_000) -> NativeStream:
-    return NativeStream(ESTIMATE, limit)
+def stream(limit: int = 10_000) -> StreamedReply:
+    return StreamedReply(NativeLines(), ESTIMATE, limit)
 
 
-def whole(limit: int = 10_000) -> NativeWhole:
-    return NativeWhole(ESTIMATE, limit)
+def whole(limit: int = 10_000) -> WholeReply:
+    return WholeReply(NativeObject(), ESTIMATE, limit)
 
 
 def line(**fields: Any) -> bytes:

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronetz.dialects.ollama import BodyPolicy, parse_call
-from neuronetz.dialects.ollama_reply import NativeStream, NativeWhole
+from neuronetz.dialects.body_policy import BodyPolicy
+from neuronetz.dialects.calls import parse_call
+from neuronetz.dialects.ollama_reply import NativeLines, NativeObject
+from neuronetz.dialects.reply import StreamedReply, WholeReply
 from neuronetz.dialects.transcript import CappedText, Excerpt, Transcript, labelled
 
 
 def asked(endpoint: str, limit: int = 65536, **body: Any) -> Excerpt:
-    call = parse_call(endpoint, json.dumps({"model": "m", **body}).encode(), BodyPolicy())
+    call = parse_call(f"/api/{endpoint}", json.dumps({"model": "m", **body}).encode(), BodyPolicy())
     assert call.problem is None
     return call.prompt_text(limit)
 
@@ -126,7 +128,7 @@ def line(**fields: Any) -> bytes:
 
 def test_a_stream_tells_its_answer_as_it_is() -> None:
     transcript = Transcript(1000)
-    reply = NativeStream(1, 10_000, transcript)
+    reply = StreamedReply(NativeLines(), 1, 10_000, transcript)
     data = line(message={"content": "a b"}) + line(message={"content": "\u00e9\n"}) + line(response="c")
     assert reply.feed(data) == data
     assert transcript.excerpt() == Excerpt("", False)
@@ -136,7 +138,7 @@ def test_a_stream_tells_its_answer_as_it_is() -> None:
 
 def test_only_what_was_delivered_is_told() -> None:
     transcript = Transcript(3)
-    reply = NativeStream(1, 10_000, transcript)
+    reply = StreamedReply(NativeLines(), 1, 10_000, transcript)
     reply.feed(line(response="ab"))
     transcript.delivered()
     reply.feed(line(response="cdef"))
@@ -147,7 +149,7 @@ def test_only_what_was_delivered_is_told() -> None:
 
 def test_thoughts_and_calls_of_tools_are_marked() -> None:
     transcript = Transcript(1000)
-    reply = NativeStream(1, 10_000, transcript)
+    reply = StreamedReply(NativeLines(), 1, 10_000, transcript)
     calls = [{"function": {"name": "f", "arguments": {}}}]
     reply.feed(line(message={"content": "", "thinking": "let me"}) + line(message={"thinking": " see"}))
     reply.feed(line(message={"content": "so"}) + line(message={"content": "", "tool_calls": calls}))
@@ -158,7 +160,7 @@ def test_thoughts_and_calls_of_tools_are_marked() -> None:
 
 def test_a_line_that_does_not_pass_is_not_told() -> None:
     transcript = Transcript(1000)
-    reply = NativeStream(1, 10_000, transcript)
+    reply = StreamedReply(NativeLines(), 1, 10_000, transcript)
     reply.feed(line(response="good") + b'{"error":"secret","response":"bad"}\n' + line(response="late"))
     transcript.delivered()
     assert transcript.excerpt().text == "good"
@@ -173,7 +175,7 @@ def test_a_whole_reply_is_told_at_its_end() -> None:
         ({"response": 7}, ""),
     ):
         transcript = Transcript(1000)
-        reply = NativeWhole(1, 10_000, transcript)
+        reply = WholeReply(NativeObject(), 1, 10_000, transcript)
         data = json.dumps(body).encode()
         reply.feed(data)
         assert reply.eof() == data
@@ -183,7 +185,7 @@ def test_a_whole_reply_is_told_at_its_end() -> None:
 
 def test_nul_which_postgresql_cannot_hold_is_replaced() -> None:
     transcript = Transcript(1000)
-    NativeStream(1, 10_000, transcript).feed(line(response="a\x00b"))
+    StreamedReply(NativeLines(), 1, 10_000, transcript).feed(line(response="a\x00b"))
     transcript.delivered()
     assert transcript.excerpt().text == "a\ufffdb"
     assert asked("generate", prompt="a\x00b").text == "prompt: a\ufffdb"

@@ -1,22 +1,23 @@
-"""Ollama's own dialect: request bodies checked, and written anew for the upstream (G10)."""
+"""A request as the upstream will read it: checked against the policy, and written anew (G10).
+
+Every dialect ends here. Ollama's own bodies are checked as they are; those of others are translated first.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from neuronetz.dialects import json_body
 from neuronetz.dialects.body_policy import BodyPolicy
 from neuronetz.dialects.call import Reply
 from neuronetz.dialects.fields import Wrong
-from neuronetz.dialects.ollama_fields import bodies, model_name
+from neuronetz.dialects.ollama_fields import bodies
 from neuronetz.dialects.ollama_prompt import entries
-from neuronetz.dialects.ollama_reply import NativeStream, NativeWhole
+from neuronetz.dialects.ollama_reply import NATIVE
+from neuronetz.dialects.reply import StreamedReply, WholeReply, Writers
 from neuronetz.dialects.transcript import Excerpt, Transcript, labelled
-from neuronetz.errors import InvalidRequest, NotFound
-
-__all__ = ["BodyPolicy", "NativeCall", "parse_call"]
+from neuronetz.errors import InvalidRequest
 
 # What a prompt costs besides its text, in tokens: a message's frame, and an image, which the model's
 # vision encoder decides (a few hundred to a few thousand; no reader of the request can know).
@@ -26,21 +27,48 @@ IMAGE_TOKENS = 1024
 
 @dataclass(slots=True)
 class NativeCall:
-    """A body of one of Ollama's endpoints, checked (``dialects.call.Call``).
+    """A body for one of Ollama's endpoints, checked (``dialects.call.Call``).
 
-    ``body`` holds the checked fields but for ``model`` and ``stream``.
+    ``kind`` is the endpoint's name (``chat``); ``body`` holds the checked fields but for ``model`` and
+    ``stream``; ``writers`` write the reply in the caller's dialect.
     """
 
-    problem: InvalidRequest | None
-    model: str | None
-    stream: bool
-    generates: bool
-    prompt_estimate: int
-    asked_predict: int | None
-    upstream_path: str
-    body: Mapping[str, Any]
+    kind: str
     policy: BodyPolicy
-    streams: bool
+    stream: bool
+    problem: InvalidRequest | None = None
+    model: str | None = None
+    prompt_estimate: int = 0
+    asked_predict: int | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
+    writers: Writers = NATIVE
+
+    @property
+    def generates(self) -> bool:
+        """See ``dialects.call.Call``."""
+        return _KINDS[self.kind].content is not None
+
+    @property
+    def upstream_path(self) -> str:
+        """See ``dialects.call.Call``."""
+        return f"/api/{self.kind}"
+
+    def fill(self, body: dict[str, Any]) -> None:
+        """Take a body with Ollama's fields. Raises ``Wrong``, and ``InvalidRequest`` where no model is named."""
+        body = bodies(self.policy)[self.kind](body)
+        _check_images(body, self.policy)
+        named, alias = body.pop("model", None), body.pop("name", None)
+        self.model = named or alias
+        if self.model is None:
+            raise InvalidRequest("model is required", param="model")
+        body.pop("stream", None)
+        self.body = body
+        kind = _KINDS[self.kind]
+        self.prompt_estimate = kind.estimate(body)
+        if kind.content is not None:
+            # Ollama answers the load form, and ``num_predict: 0``, with next to nothing.
+            loads = not body.get(kind.content)
+            self.asked_predict = 1 if loads else _asked_predict(body)
 
     @property
     def provoking(self) -> bool:
@@ -55,7 +83,7 @@ class NativeCall:
         if self.problem is not None:
             raise self.problem
         body: dict[str, Any] = {"model": model, **self.body}
-        if self.streams:
+        if self.generates:
             body["stream"] = self.stream
         if predict is not None and self.generates:
             body["options"] = {**self.body.get("options", {}), "num_predict": predict}
@@ -63,9 +91,10 @@ class NativeCall:
 
     def reply(self, transcript: Transcript | None = None) -> Reply:
         """A fresh reader of the reply."""
-        if self.stream:
-            return NativeStream(self.prompt_estimate, self.policy.max_line_bytes, transcript)
-        return NativeWhole(self.prompt_estimate, self.policy.max_reply_bytes, transcript)
+        if self.stream and self.writers.stream is not None:
+            writer = self.writers.stream(self.prompt_estimate)
+            return StreamedReply(writer, self.prompt_estimate, self.policy.max_line_bytes, transcript)
+        return WholeReply(self.writers.whole(), self.prompt_estimate, self.policy.max_reply_bytes, transcript)
 
     def prompt_text(self, limit_bytes: int) -> Excerpt:
         """See ``dialects.call.Call``."""
@@ -119,88 +148,20 @@ def _json_tokens(body: Mapping[str, Any], name: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Endpoint:
-    """``content``: the field without which the model is only loaded. ``streams``: unless asked not to."""
+class _Kind:
+    """``content``: the field without which the model is only loaded; None where nothing is generated."""
 
     estimate: Callable[[Mapping[str, Any]], int]
-    content: str | None
-    streams: bool
+    content: str | None = None
 
 
-_ENDPOINTS = {
-    "chat": _Endpoint(_chat_estimate, "messages", True),
-    "generate": _Endpoint(_generate_estimate, "prompt", True),
-    "embed": _Endpoint(_embed_estimate, None, False),
-    "embeddings": _Endpoint(_embeddings_estimate, None, False),
-    "show": _Endpoint(lambda _: 0, None, False),
+_KINDS = {
+    "chat": _Kind(_chat_estimate, "messages"),
+    "generate": _Kind(_generate_estimate, "prompt"),
+    "embed": _Kind(_embed_estimate),
+    "embeddings": _Kind(_embeddings_estimate),
+    "show": _Kind(lambda _: 0),
 }
-
-
-def parse_call(endpoint: str, data: bytes, policy: BodyPolicy) -> NativeCall:
-    """The call that ``data`` makes to ``endpoint``: the path (``/api/chat``) or its last part (``chat``).
-
-    A body that is not acceptable makes a call with ``problem`` set, and with ``model`` and ``stream`` as
-    far as they could be read. Raises ``NotFound`` for an endpoint that takes no body here.
-    """
-    kind = endpoint.removeprefix("/api/")
-    row = _ENDPOINTS.get(kind)
-    if row is None:
-        raise NotFound
-    call = NativeCall(
-        problem=None,
-        model=None,
-        stream=row.streams,
-        generates=row.streams,
-        prompt_estimate=0,
-        asked_predict=None,
-        upstream_path=f"/api/{kind}",
-        body={},
-        policy=policy,
-        streams=row.streams,
-    )
-    try:
-        _fill(call, kind, row, data)
-    except InvalidRequest as problem:
-        call.problem = problem
-    except RecursionError:
-        call.problem = InvalidRequest("body is nested too deeply")
-    return call
-
-
-def _fill(call: NativeCall, kind: str, row: _Endpoint, data: bytes) -> None:
-    given = json_body.read(data, max_depth=call.policy.max_depth, max_values=call.policy.max_values)
-    _note_what_it_names(call, kind, given)
-    try:
-        body = bodies(call.policy)[kind](given)
-        _check_images(body, call.policy)
-    except Wrong as wrong:
-        message = f"{wrong.path} {wrong.reason}" if wrong.path else wrong.reason
-        raise InvalidRequest(message, param=wrong.path or None) from None
-    named, alias = body.pop("model", None), body.pop("name", None)
-    call.model = named or alias
-    if call.model is None:
-        raise InvalidRequest("model is required", param="model")
-    body.pop("stream", None)
-    call.body = body
-    call.prompt_estimate = row.estimate(body)
-    if row.content is not None:
-        # Ollama answers the load form, and ``num_predict: 0``, with next to nothing.
-        loads = not body.get(row.content)
-        call.asked_predict = 1 if loads else _asked_predict(body)
-
-
-def _note_what_it_names(call: NativeCall, kind: str, given: Mapping[str, Any]) -> None:
-    """Read what the audit row says even of a body that is refused."""
-    if call.streams and type(given.get("stream")) is bool:
-        call.stream = given["stream"]
-    for name in ("model", "name") if kind == "show" else ("model",):
-        try:
-            asked = model_name(given[name])
-        except (KeyError, Wrong):
-            continue
-        if type(asked) is str:
-            call.model = asked
-            return
 
 
 def _asked_predict(body: Mapping[str, Any]) -> int | None:
