@@ -92,16 +92,20 @@ async def _send_with_id(send: Send, message: Message) -> None:
     await send(message)
 
 
+def _authorization(scope: Scope) -> str | None:
+    """The only Authorization header's value; without one, the only ``x-api-key``'s, as if it stood there."""
+    headers = scope["headers"]
+    given = [value for name, value in headers if name == b"authorization"]
+    if not given:
+        given = [b"Bearer " + value for name, value in headers if name == b"x-api-key"]
+    return given[0].decode("latin-1") if len(given) == 1 else None
+
+
 def _request(scope: Scope, found: Match) -> Request:
-    authorization: str | None = None
-    several = False
     length: int | None = None
     encoding: str | None = None
     for name, value in scope["headers"]:
-        if name == b"authorization":
-            several = several or authorization is not None
-            authorization = value.decode("latin-1")
-        elif name == b"content-length":
+        if name == b"content-length":
             length = int(value) if value.isdigit() else None
         elif name == b"content-encoding":
             codings = value.decode("latin-1").strip().lower()
@@ -112,7 +116,7 @@ def _request(scope: Scope, found: Match) -> Request:
         action=route.action if route is not None else "",
         endpoint=found.endpoint,
         dialect=found.dialect,
-        authorization=None if several else authorization,
+        authorization=_authorization(scope),
         content_length=length,
         content_encoding=encoding,
         client_ip=scope["client"][0] if scope.get("client") else None,
