@@ -190,6 +190,7 @@ class Exchange:
         """What is asked for. What is wrong with it is held, to be told only after admission."""
         request, settings = self._request, self._rooms.settings
         if request.refusal is not None or not request.has_body:
+            account.asked(request.argument, False)
             return Asked(None, request.refusal)
         if request.content_encoding not in (None, "", "identity", ZSTD):
             return Asked(None, UnsupportedEncoding())
@@ -255,6 +256,9 @@ class Exchange:
         if call is None or call.model is None:
             if asked.problem is not None:
                 raise asked.problem
+            if request.argument is not None:
+                account.served = rooms.discovery.resolve(account.principal, request.argument)
+                return Ending(_JSON, rooms.reads.model(account.served, account.principal))
             return Ending(_JSON, await rooms.reads.answer(request.action, account.principal))
         account.served = model = rooms.discovery.resolve(account.principal, call.model)
         if asked.problem is not None:

@@ -17,6 +17,7 @@ class Request:
     needs a slot. ``refusal`` is set where the table already knows that the request will be refused, which
     the client learns only after authentication and admission. ``authorization``: the header's value (or
     the key of ``x-api-key`` as one), None when absent or given more than once; it is in no ``repr``.
+    ``argument``: the part of the path that the client chose, percent-decoded, where its route has one.
     ``arrived`` is in Trio's clock, ``started_at`` in wall time.
     """
 
@@ -30,6 +31,7 @@ class Request:
     has_body: bool = False
     inference: bool = False
     refusal: GatewayError | None = None
+    argument: str | None = None
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     arrived: float = field(default_factory=trio.current_time)
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))

@@ -15,7 +15,7 @@ from neuronetz.errors import GatewayError, Unauthenticated, Unavailable
 from neuronetz.exchange.delivery import Connection, Delivery, Message, Receive, Send
 from neuronetz.exchange.exchange import Exchange, Rooms
 from neuronetz.exchange.request import Request
-from neuronetz.web.replies import render
+from neuronetz.web.replies import identified, render
 from neuronetz.web.routes import Kind, Match, match
 
 log = structlog.get_logger("neuronetz.web")
@@ -48,8 +48,8 @@ class FrontDoor:
             receive,
             send,
             connection,
-            partial(render, dialect=found.dialect),
-            [(b"x-request-id", request.id.encode())],
+            partial(render, dialect=found.dialect, request_id=request.id),
+            identified(request.id, found.dialect),
         )
         try:
             await Exchange(self._rooms, request, delivery).run()
@@ -123,4 +123,5 @@ def _request(scope: Scope, found: Match) -> Request:
         has_body=route is not None and route.has_body,
         inference=route is not None and route.kind is Kind.INFERENCE and found.refusal is None,
         refusal=found.refusal,
+        argument=found.argument,
     )
