@@ -20,7 +20,10 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/embed": {"model": "embed", "input": "rivers"},
     "/api/embeddings": {"model": "embed", "prompt": "rivers"},
     "/api/show": {"model": "tiny"},
+    "/v1/chat/completions": CHAT,
 }
+# Where a call goes at the upstream, if not to its own path.
+UPSTREAM = {"/v1/chat/completions": "/api/chat"}
 
 
 def packed(body: object, *, declared: bool = True) -> bytes:
@@ -38,7 +41,9 @@ async def test_a_zstd_body_asks_what_the_plain_one_asks(
         (packed(BODIES[path]), {"content-encoding": coding}),
     ):
         replies.append(await client.post(path, content=content, headers=headers))
-        asked.append(next(seen for seen in reversed(mock_ollama.stats.last) if seen.path == path))
+        asked.append(
+            next(seen for seen in reversed(mock_ollama.stats.last) if seen.path == UPSTREAM.get(path, path))
+        )
     assert [reply.status_code for reply in replies] == [200, 200]
     assert asked[0].body == asked[1].body
     assert "content-encoding" not in {name.lower() for name in dict(asked[1].headers)}
