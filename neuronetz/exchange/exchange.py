@@ -21,12 +21,14 @@ from neuronetz.audit.recorder import Entry, Recorder
 from neuronetz.dialects.body_policy import BodyPolicy
 from neuronetz.dialects.call import Call, Reply
 from neuronetz.dialects.calls import parse_call
+from neuronetz.dialects.compression import ZSTD, declared_size, inflate
 from neuronetz.errors import (
     BodyTimeout,
     BodyTooLarge,
     ClientDisconnected,
     ClientStalled,
     GatewayError,
+    InvalidRequest,
     UnsupportedEncoding,
 )
 from neuronetz.exchange.account import Account
@@ -188,17 +190,27 @@ class Exchange:
         """What is asked for. What is wrong with it is held, to be told only after admission."""
         request, settings = self._request, self._rooms.settings
         if request.refusal is not None or not request.has_body:
+            account.asked(request.argument, False)
             return Asked(None, request.refusal)
-        if request.content_encoding not in (None, "", "identity"):
+        if request.content_encoding not in (None, "", "identity", ZSTD):
             return Asked(None, UnsupportedEncoding())
         limit = min(settings.max_body_bytes, account.principal.max_body_bytes or settings.max_body_bytes)
         try:
             data = await self._delivery.body(request.content_length, limit, settings.body_timeout_s)
-        except (BodyTooLarge, BodyTimeout) as problem:
+            if request.content_encoding == ZSTD:
+                data = await self._inflate(data, limit)
+        except (BodyTooLarge, BodyTimeout, InvalidRequest) as problem:
             return Asked(None, problem)
         call = await self._parse(data)
         account.asked(call.model, call.stream)
         return Asked(call, call.problem)
+
+    async def _inflate(self, data: bytes, limit: int) -> bytes:
+        size = declared_size(data)
+        if size is not None and max(size, len(data)) < _LARGE_BODY_BYTES:
+            return inflate(data, limit)
+        # It is large, or may be: a few bytes can take as long to inflate as the largest body.
+        return await trio.to_thread.run_sync(inflate, data, limit, limiter=self._rooms.parsers)
 
     async def _parse(self, data: bytes) -> Call:
         parse = partial(parse_call, self._request.action, data, self._rooms.body_policy)
@@ -244,6 +256,9 @@ class Exchange:
         if call is None or call.model is None:
             if asked.problem is not None:
                 raise asked.problem
+            if request.argument is not None:
+                account.served = rooms.discovery.resolve(account.principal, request.argument)
+                return Ending(_JSON, rooms.reads.model(account.served, account.principal))
             return Ending(_JSON, await rooms.reads.answer(request.action, account.principal))
         account.served = model = rooms.discovery.resolve(account.principal, call.model)
         if asked.problem is not None:
