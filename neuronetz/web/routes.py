@@ -45,6 +45,8 @@ ROUTES = (
     Route(POST, "/api/embed", Kind.INFERENCE, "/api/embed", has_body=True),
     Route(POST, "/api/embeddings", Kind.INFERENCE, "/api/embeddings", has_body=True),
     Route(POST, "/v1/chat/completions", Kind.INFERENCE, "/v1/chat/completions", "openai", has_body=True),
+    Route(POST, "/v1/completions", Kind.INFERENCE, "/v1/completions", "openai", has_body=True),
+    Route(POST, "/v1/embeddings", Kind.INFERENCE, "/v1/embeddings", "openai", has_body=True),
 )
 
 # Never reachable, whatever the configuration says: they change what is installed, or act in the name of the
