@@ -32,7 +32,10 @@ def client_of(gateway: Any) -> Callable[..., openai.OpenAI]:
 
 @pytest.mark.parametrize("well_formed", [False, True])
 async def test_a_wrong_key_is_an_authentication_error(client_of: Any, well_formed: bool) -> None:
-    with client_of(generate().text if well_formed else "sk-nonsense") as client, pytest.raises(openai.AuthenticationError) as refused:
+    with (
+        client_of(generate().text if well_formed else "sk-nonsense") as client,
+        pytest.raises(openai.AuthenticationError) as refused,
+    ):
         await in_thread(lambda: chat(client))
     assert refused.value.code == "invalid_api_key"
     assert refused.value.request_id
