@@ -10,7 +10,13 @@ import trio
 async def test_the_openai_client_lists_and_finds_models(gateway: Any, key: str) -> None:
     with openai.OpenAI(base_url=f"{gateway.base_url}/v1", api_key=key, max_retries=0) as client:
         models = await trio.to_thread.run_sync(lambda: list(client.models.list()))
-        assert {model.id for model in models} == {"tiny:latest", "tiny:1b", "acme/other:latest", "embed:latest"}
+        assert {model.id for model in models} == {
+            "tiny:latest",
+            "tiny:1b",
+            "acme/other:latest",
+            "embed:latest",
+            "thinker:latest",
+        }
         for model in models:
             assert await trio.to_thread.run_sync(client.models.retrieve, model.id) == model
         with pytest.raises(openai.PermissionDeniedError) as denied:
