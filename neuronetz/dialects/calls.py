@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neuronetz.dialects import json_body, openai_chat
+from neuronetz.dialects import json_body, openai_chat, openai_responses
 from neuronetz.dialects.body_policy import BodyPolicy
 from neuronetz.dialects.fields import Wrong
 from neuronetz.dialects.native_call import NativeCall
@@ -32,6 +32,7 @@ _ENDPOINTS: dict[str, _Endpoint] = {
     "/api/embeddings": _Endpoint("embeddings", None),
     "/api/show": _Endpoint("show", None),
     "/v1/chat/completions": _Endpoint("chat", False, openai_chat.translate),
+    "/v1/responses": _Endpoint("chat", False, openai_responses.translate),
 }
 
 
