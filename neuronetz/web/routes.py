@@ -48,6 +48,7 @@ ROUTES = (
     Route(POST, "/v1/chat/completions", Kind.INFERENCE, "/v1/chat/completions", has_body=True),
     Route(POST, "/v1/completions", Kind.INFERENCE, "/v1/completions", has_body=True),
     Route(POST, "/v1/embeddings", Kind.INFERENCE, "/v1/embeddings", has_body=True),
+    Route(POST, "/v1/responses", Kind.INFERENCE, "/v1/responses", has_body=True),
     Route(GET, "/v1/models", Kind.READ, "models"),
     Route(GET, "/v1/models/{model}", Kind.READ, "model"),
 )

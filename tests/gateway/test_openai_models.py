@@ -38,7 +38,13 @@ async def exchanged(gateway: Any, key: str, target: bytes, method: bytes = b"GET
 async def test_the_list_is_exactly_the_effective_set(
     client: httpx.AsyncClient, make_key: Any, books: Any, key: str
 ) -> None:
-    assert set(await ids(client, key)) == {"tiny:latest", "tiny:1b", "acme/other:latest", "embed:latest"}
+    assert set(await ids(client, key)) == {
+        "tiny:latest",
+        "tiny:1b",
+        "acme/other:latest",
+        "embed:latest",
+        "thinker:latest",
+    }
     assert OTHER in (await client.get("/v1/models")).json()["data"]
     narrow = await make_key("narrow", allow_all_models=False, models=["tiny:1b", "ghost:latest"])
     assert await ids(client, narrow) == ["tiny:1b"]
