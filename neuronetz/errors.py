@@ -128,7 +128,11 @@ class BodyTimeout(GatewayError):
 class UnsupportedEncoding(GatewayError):
     status = 415
     outcome = "unsupported_encoding"
-    default = "unsupported content encoding: send the body uncompressed"
+    default = "unsupported content encoding: send the body uncompressed, or compressed with zstd alone"
+
+    def __init__(self) -> None:
+        # RFC 9110, 15.5.16: what would have been taken.
+        super().__init__(headers={"accept-encoding": "zstd"})
 
 
 class UpstreamFailed(GatewayError):

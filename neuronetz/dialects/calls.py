@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neuronetz.dialects import json_body, openai_chat, openai_completions, openai_embeddings
+from neuronetz.dialects import json_body, openai_chat, openai_completions, openai_embeddings, openai_responses
 from neuronetz.dialects.body_policy import BodyPolicy
 from neuronetz.dialects.fields import Wrong
 from neuronetz.dialects.native_call import NativeCall
@@ -34,6 +34,7 @@ _ENDPOINTS: dict[str, _Endpoint] = {
     "/v1/chat/completions": _Endpoint("chat", False, openai_chat.translate),
     "/v1/completions": _Endpoint("generate", False, openai_completions.translate),
     "/v1/embeddings": _Endpoint("embed", None, openai_embeddings.translate),
+    "/v1/responses": _Endpoint("chat", False, openai_responses.translate),
 }
 
 

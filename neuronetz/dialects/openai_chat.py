@@ -20,6 +20,7 @@ from neuronetz.dialects.openai_fields import (
     MODEL_AND_STREAM,
     SAMPLING,
     effort,
+    function_name,
     image_uri,
     one,
     predict,
@@ -108,7 +109,7 @@ _BODY = Struct(
                             {
                                 "id": text,
                                 "type": anything,
-                                "function": Struct({"name": text, "arguments": text}, required=("name",)),
+                                "function": Struct({"name": function_name, "arguments": text}, required=("name",)),
                             },
                             required=("function",),
                         ),

@@ -9,6 +9,7 @@ from neuronetz.embedded.mock_http import JSON, LAST_CHUNK, NDJSON, HttpConnectio
 from neuronetz.embedded.mock_options import MockOptions
 from neuronetz.embedded.mock_replies import (
     SECRET_TEXT,
+    Part,
     Writer,
     embedding,
     encode,
@@ -18,6 +19,7 @@ from neuronetz.embedded.mock_replies import (
     word,
 )
 from neuronetz.embedded.mock_requests import Body, Refused
+from neuronetz.embedded.mock_script import Script
 from neuronetz.embedded.mock_stats import MockStats
 
 GARBAGE = b"this is <not> JSON\n"
@@ -68,6 +70,7 @@ class Completion:
         stats: MockStats,
         *,
         chat: bool,
+        thinks: bool,
         load_s: float,
     ) -> None:
         self._http = http
@@ -80,13 +83,7 @@ class Completion:
         self._prompt_tokens = 0 if options.omit_prompt_count else prompt_tokens(body.text)
         model = body.get("model")
         self._writer = Writer(model, chat=chat, remote=is_cloud(model))
-        thinks = options.thinking and body.get("think") is not False
-        self._thinking = options.thinking_tokens if thinks else 0
-        wanted = options.tokens + self._thinking
-        self._tokens = wanted if body.predict is None else min(wanted, body.predict)
-        self._reason = "stop" if self._tokens == wanted else "length"
-        tools = body.get("tools")
-        self._tool = _first_tool(tools) if options.tool_calls and tools else None
+        self._script = Script(body, options, chat=chat, thinks=thinks)
 
     async def run(self) -> bool:
         """Answer; False where it failed as it was told to. Raises ``ClientGone``, and ``Broken``."""
@@ -99,38 +96,31 @@ class Completion:
     async def _streamed(self) -> bool:
         pending = [reply_head(200, NDJSON, length=None)]
         paced = self._options.tokens_per_second > 0
-        for index in range(self._tokens):
+        for index in range(self._script.tokens):
             if self._failure and index == self._options.fail_after:
                 await self._flush(pending)
                 if await self._fail_midway():
                     return False
             await self._pace(index)
-            pending.append(chunk(self._line(index)))
+            part = self._script.part(index)
+            if part is None:
+                continue
+            pending.append(chunk(self._writer.line(time.time_ns(), part)))
             if paced or len(pending) >= self._options.lines_per_write:
                 await self._flush(pending)
-        if self._failure and self._tokens <= self._options.fail_after:
+        if self._failure and self._script.tokens <= self._options.fail_after:
             await self._flush(pending)
             if await self._fail_midway():
                 return False
-        if self._tool is not None:
-            pending.append(chunk(self._writer.line(time.time_ns(), tool=self._tool)))
-        pending += [chunk(self._writer.last(time.time_ns(), self._reason, self._counts()) + b"\n"), LAST_CHUNK]
+        pending += [chunk(self._writer.line(time.time_ns(), part)) for part in self._script.calls]
+        pending += [chunk(self._last(self._script.ending()) + b"\n"), LAST_CHUNK]
         await self._flush(pending)
         return self._failure is None
 
     async def _whole(self) -> bool:
-        texts: tuple[list[str], list[str]] = ([], [])
-        for index in range(self._tokens):
+        for index in range(self._script.tokens):
             await self._pace(index)
-            texts[index < self._thinking].append(self._word(index))
-        body = self._writer.last(
-            time.time_ns(),
-            self._reason,
-            self._counts(),
-            "".join(texts[0]),
-            thinking="".join(texts[1]),
-            tool=self._tool,
-        )
+        body = self._last(self._script.whole())
         match self._failure:
             case None:
                 await self._http.reply(200, body)
@@ -157,8 +147,8 @@ class Completion:
             case "eof":
                 await self._http.send(LAST_CHUNK)
             case _:
-                line = self._line(self._options.fail_after)
                 if self._failure in _BREAKING:
+                    line = self._writer.line(time.time_ns(), Part(text=word(self._options.fail_after)))
                     await self._http.send(chunk(line[: len(line) // 2]))
                 await break_off(self._http, self._failure)
         return True
@@ -174,13 +164,8 @@ class Completion:
             await self._http.send(b"".join(pending))
             pending.clear()
 
-    def _word(self, index: int) -> str:
-        return word(index if index < self._thinking else index - self._thinking)
-
-    def _line(self, index: int) -> bytes:
-        if index < self._thinking:
-            return self._writer.line(time.time_ns(), thinking=self._word(index))
-        return self._writer.line(time.time_ns(), self._word(index))
+    def _last(self, part: Part) -> bytes:
+        return self._writer.last(time.time_ns(), self._script.reason, self._counts(), part)
 
     def _counts(self) -> dict[str, Any]:
         now = time.time_ns()
@@ -190,7 +175,7 @@ class Completion:
             "load_duration": int(self._load_s * 1e9) or 1_000_000,
             "prompt_eval_count": self._prompt_tokens,
             "prompt_eval_duration": max(1, self._first_ns - self._began_ns),
-            "eval_count": self._tokens,
+            "eval_count": self._script.tokens,
             "eval_duration": max(1, now - self._first_ns),
         }
 
@@ -214,10 +199,3 @@ def embedding_reply(path: str, body: Body, options: MockOptions) -> bytes:
             **counts,
         }
     )
-
-
-def _first_tool(tools: list[Any]) -> str | None:
-    first = tools[0]
-    function = first.get("function") if isinstance(first, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    return name if isinstance(name, str) else None

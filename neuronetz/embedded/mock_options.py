@@ -13,17 +13,25 @@ Failure = Annotated[
     msgspec.Meta(pattern=r"^([45]\d\d|refuse|stall|stall_stream|reset|close|garbage|error_line|eof)$"),
 ]
 
-MODELS = ("tiny:latest", "tiny:1b", "acme/other:latest", "embed:latest", "big:cloud")
+MODELS = ("tiny:latest", "tiny:1b", "acme/other:latest", "thinker:latest", "embed:latest", "big:cloud")
 
-_MARKER = re.compile(r"\[\[(fail|after|tokens|tps|ttft|load):([\w.]{1,20})\]\]")
-_MARKED = {
+MARKERS = {
     "fail": "fail",
     "after": "fail_after",
     "tokens": "tokens",
     "tps": "tokens_per_second",
     "ttft": "time_to_first_token_s",
     "load": "load_delay_s",
+    "think": "thinking_tokens",
+    "tool": "tool",
+    "tools": "tools",
+    "together": "together",
+    "reason": "reason",
+    "both": "both",
+    "lastcontent": "lastcontent",
+    "lastlogprobs": "lastlogprobs",
 }
+_MARKER = re.compile(rf"\[\[({'|'.join(MARKERS)}):([\w.-]{{1,64}})\]\]")
 
 
 class MockOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,8 +39,18 @@ class MockOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     ``tokens``: how long a completion is by itself; a smaller ``num_predict`` cuts it short.
     ``tokens_per_second``: the pace, 0 for none. ``load_delay_s``: the wait of the first request to a model.
-    ``thinking``: the models can think, and do so by default. ``tool_calls``: a request with tools is
-    answered with a call of the first. ``lines_per_write``: how many lines leave together when unpaced.
+    ``lines_per_write``: how many lines leave together when unpaced.
+
+    ``thinking``: all models can think; without it those alone that are named for it, ``thinker``. They do so
+    unless the request says no, for ``thinking_tokens`` beside the others. ``tool_calls``: a chat with tools
+    is answered with a call of the first, ``tools`` of so many, ``tool`` of the one of that name, each with the
+    arguments that its schema requires; not where the last message is a tool's answer, so that agents come to
+    an end. ``reason``: the ``done_reason`` in place of the true one, ``absent`` for none. A reply with a
+    ``format`` is as long as its JSON.
+
+    Shapes that are rare and allowed: ``together`` (all calls in one line, not in one each); ``both`` (the
+    last thinking token in one line with the first of the answer); ``lastcontent`` (the last token in the
+    line that ends the stream); ``lastlogprobs`` (a logprob in that line, for requests that ask for any).
 
     ``fail`` is how inference requests fail, ``fail_requests`` how many more of them do (None: all), and
     ``fail_after`` how many tokens come before a failure in mid-stream. ``fail_reads`` is the same for
@@ -40,6 +58,11 @@ class MockOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ``refuse`` (reset at once); ``stall`` (nothing at all); ``stall_stream`` (silence in mid-stream);
     ``reset`` and ``close`` (in mid-line, by RST and by a clean FIN); ``garbage`` (a line that is no JSON);
     ``error_line``; ``eof`` (a proper end without a last line).
+
+    Markers in a prompt, each ``[[NAME:VALUE]]``, set options for its request alone: ``fail``, ``tokens``,
+    ``tool``, ``tools``, ``together``, ``reason``, ``both``, ``lastcontent`` and ``lastlogprobs`` by their own
+    names, ``after`` (``fail_after``), ``tps`` (``tokens_per_second``), ``ttft``
+    (``time_to_first_token_s``), ``load`` (``load_delay_s``) and ``think`` (``thinking_tokens``).
     """
 
     models: tuple[str, ...] = MODELS
@@ -52,6 +75,13 @@ class MockOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     thinking: bool = False
     thinking_tokens: Count = 4
     tool_calls: bool = False
+    tool: str = ""
+    tools: Count = 0
+    together: bool = False
+    reason: str = ""
+    both: bool = False
+    lastcontent: bool = False
+    lastlogprobs: bool = False
     fail: Failure | None = None
     fail_requests: Count | None = None
     fail_after: Count = 3
@@ -65,7 +95,7 @@ class MockOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """These options with what the prompt asks for, as in ``[[fail:reset]] [[after:5]] [[tokens:200]]``."""
         if "[[" not in prompt:
             return self
-        found = {_MARKED[name]: value for name, value in _MARKER.findall(prompt)}
+        found = {MARKERS[name]: value for name, value in _MARKER.findall(prompt)}
         return self.changed(found) if found else self
 
     @property

@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -50,16 +51,25 @@ def embeds(name: str) -> bool:
     return "embed" in name
 
 
+def can_think(name: str) -> bool:
+    return "think" in name
+
+
 def timestamp(now_ns: int) -> str:
     """RFC 3339 in UTC, with nanoseconds."""
     seconds, rest = divmod(now_ns, 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest:09d}Z"
+    return f"{_second(seconds)}.{rest:09d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def capabilities(name: str, *, thinks: bool) -> list[str]:
     if embeds(name):
         return ["embedding"]
-    return ["completion", "tools", *(["thinking"] if thinks else [])]
+    return ["completion", "tools", *(["thinking"] if thinks or can_think(name) else [])]
 
 
 def model_entry(name: str, *, thinks: bool) -> dict[str, Any]:
@@ -124,6 +134,19 @@ def embedding(text: str, dimensions: int | None = None) -> list[float]:
     return [round(value / length, 7) for value in values]
 
 
+def logprob(token: str, index: int, top: int) -> dict[str, Any]:
+    """How likely token ``index`` was, with the ``top`` likeliest in its place, itself the first of them."""
+    entry = _likelihood(token, index % 7)
+    if not top:
+        return entry
+    others = [_likelihood(word(index + rank), index % 7 + rank) for rank in range(1, top)]
+    return {**entry, "top_logprobs": [entry, *others]}
+
+
+def _likelihood(token: str, eighths: int) -> dict[str, Any]:
+    return {"token": token, "logprob": -(eighths + 1) / 8, "bytes": list(token.encode())}
+
+
 def error(text: str) -> bytes:
     return encode({"error": text})
 
@@ -145,6 +168,15 @@ def _details(name: str) -> dict[str, Any]:
     }
 
 
+class Part(msgspec.Struct, kw_only=True):
+    """What one line carries of a completion."""
+
+    text: str = ""
+    thinking: str = ""
+    calls: Sequence[dict[str, Any]] = ()
+    logprobs: Sequence[dict[str, Any]] = ()
+
+
 class Writer:
     """Writes the lines of one completion, of a chat or a generate."""
 
@@ -154,31 +186,24 @@ class Writer:
             self._head |= {"remote_model": model.split(":")[0], "remote_host": "https://ollama.com:443"}
         self._chat = chat
 
-    def line(self, now_ns: int, text: str = "", *, thinking: str = "", tool: str | None = None) -> bytes:
+    def line(self, now_ns: int, part: Part) -> bytes:
         """A line of a stream, its newline included."""
-        return encode({**self._part(now_ns, text, thinking, tool), "done": False}) + b"\n"
+        return encode({**self._shaped(now_ns, part), "done": False}) + b"\n"
 
-    def last(
-        self,
-        now_ns: int,
-        reason: str,
-        counts: dict[str, Any],
-        text: str = "",
-        *,
-        thinking: str = "",
-        tool: str | None = None,
-    ) -> bytes:
+    def last(self, now_ns: int, reason: str, counts: dict[str, Any], part: Part | None = None) -> bytes:
         """The last line of a stream, or the whole of a reply that is none; a count of 0 is absent."""
-        kept = {name: value for name, value in counts.items() if value}
-        part = self._part(now_ns, text, thinking, tool)
-        return encode({**part, "done": True, "done_reason": reason, **kept})
+        kept = {name: value for name, value in {"done_reason": reason, **counts}.items() if value}
+        return encode({**self._shaped(now_ns, part or Part()), "done": True, **kept})
 
-    def _part(self, now_ns: int, text: str, thinking: str, tool: str | None) -> dict[str, Any]:
-        extra: dict[str, Any] = {"thinking": thinking} if thinking else {}
-        if tool is not None:
-            call = {"id": "call_mock", "function": {"index": 0, "name": tool, "arguments": {}}}
-            extra["tool_calls"] = [call]
-        head = {**self._head, "created_at": timestamp(now_ns)}
+    def _shaped(self, now_ns: int, part: Part) -> dict[str, Any]:
+        extra: dict[str, Any] = {"thinking": part.thinking} if part.thinking else {}
+        if part.calls:
+            extra["tool_calls"] = part.calls
+        shaped = {**self._head, "created_at": timestamp(now_ns)}
         if self._chat:
-            return {**head, "message": {"role": "assistant", "content": text, **extra}}
-        return {**head, "response": text, **extra}
+            shaped["message"] = {"role": "assistant", "content": part.text, **extra}
+        else:
+            shaped |= {"response": part.text, **extra}
+        if part.logprobs:
+            shaped["logprobs"] = part.logprobs
+        return shaped

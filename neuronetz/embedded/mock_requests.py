@@ -4,7 +4,9 @@ Keys are matched without regard to case, the Kelvin sign and the long s included
 follows the first JSON value is ignored; a wrong option is a 500, as in Go's and Ollama's own code.
 """
 
+import binascii
 import json
+import re
 from typing import Any, NoReturn
 
 import msgspec
@@ -92,6 +94,12 @@ class Body(msgspec.Struct):
         return int(value) if value is not None and value > 0 else None
 
     @property
+    def ends_with_tool(self) -> bool:
+        """Whether the last message is what a tool answered."""
+        messages = self.get("messages")
+        return bool(messages) and messages[-1].get("role") == "tool"
+
+    @property
     def unloads(self) -> bool:
         return self.get("keep_alive") in (0, 0.0, "0", "0s")
 
@@ -110,11 +118,12 @@ def read_body(data: bytes) -> Body:
     fields = _folded(pairs, _FIELDS, "Request")
     if "messages" in fields:
         fields["messages"] = [_message(value) for value in fields["messages"]]
+    _check_images(fields)
     return Body({name: _plain(value) for name, value in fields.items()})
 
 
 def check_options(body: Body, *, thinks: bool) -> None:
-    """Ollama's checks behind the decoding: options and format end in a 500, ``think`` in a 400."""
+    """Ollama's checks behind the decoding: options and format end in a 500, the others in a 400."""
     for name, value in body.options.items():
         if value is not None:
             _check_option(name, value)
@@ -126,6 +135,8 @@ def check_options(body: Body, *, thinks: bool) -> None:
         raise Refused(400, 'invalid think value: must be "low", "medium", "high", "max", true or false')
     if think and not thinks:
         raise Refused(400, f'"{body.get("model")}" does not support thinking')
+    if not 0 <= body.get("top_logprobs", 0) <= 20:
+        raise Refused(400, "top_logprobs must be between 0 and 20")
 
 
 def _check_option(name: str, value: object) -> None:
@@ -149,6 +160,9 @@ def _no_constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_Pairs, parse_constant=_no_constant, strict=True)
+
+
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def _fold(key: str) -> str:
@@ -179,12 +193,27 @@ def _message(value: object) -> dict[str, Any]:
     fields = _folded(value, _MESSAGE_FIELDS, "Message")
     if "role" in fields:
         fields["role"] = fields["role"].lower()
+    _check_images(fields)
     return {name: _plain(item) for name, item in fields.items()}
 
 
+def _check_images(fields: dict[str, Any]) -> None:
+    """Go's ``[]byte`` is base64 with its padding; line ends in it are skipped."""
+    for image in fields.get("images") or ():
+        if not isinstance(image, str):
+            raise Refused(400, "json: cannot unmarshal value into Go struct field images of type []uint8")
+        try:
+            binascii.a2b_base64(image.replace("\r", "").replace("\n", ""), strict_mode=True)
+        except ValueError:
+            raise Refused(400, "illegal base64 data in images") from None
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        # Go reads half a surrogate pair so; Python's strings would keep it, and could not be written again.
+        return value if value.isascii() else _HALVES.sub("\ufffd", value)
     if isinstance(value, _Pairs):
-        return {key: _plain(item) for key, item in value}
+        return {_plain(key): _plain(item) for key, item in value}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import structlog
 import trio
 
 from neuronetz.embedded import mock_replies
@@ -28,9 +27,7 @@ from neuronetz.embedded.mock_reads import checked_model, fail_reading, reading
 from neuronetz.embedded.mock_requests import Body, Refused, check_options, read_body
 from neuronetz.embedded.mock_stats import MockStats
 
-__all__ = ["MockOllama", "MockOptions", "MockStats", "run_mock_ollama", "serve_mock"]
-
-log = structlog.get_logger("neuronetz.embedded")
+__all__ = ["MockOllama", "MockOptions", "MockStats", "run_mock_ollama"]
 
 
 class MockOllama:
@@ -164,7 +161,8 @@ class MockOllama:
         model = checked_model(body, options)
         if mock_replies.embeds(model) and not embeds:
             raise Refused(400, f'"{body.get("model")}" does not support {path.removeprefix("/api/")}')
-        check_options(body, thinks=options.thinking)
+        thinks = options.thinking or mock_replies.can_think(model)
+        check_options(body, thinks=thinks)
         if not embeds and body.get("_debug_render_only"):
             rendered = f"{mock_replies.HIDDEN_SYSTEM}\n{body.text}"
             await http.reply(200, _json({"model": model, "_debug_info": {"rendered_template": rendered}}))
@@ -182,7 +180,8 @@ class MockOllama:
             writer = mock_replies.Writer(body.get("model"), chat=chat)
             await http.reply(200, writer.last(time.time_ns(), "unload" if body.unloads else "load", {}))
             return True
-        return await Completion(http, body, options, self.stats, chat=chat, load_s=load_s).run()
+        completion = Completion(http, body, options, self.stats, chat=chat, thinks=thinks, load_s=load_s)
+        return await completion.run()
 
     async def _read(self, http: HttpConnection, request: HttpRequest) -> None:
         if self.options.fail_reads is None:
@@ -241,17 +240,3 @@ async def run_mock_ollama(
         await nursery.start(mock.serve)
         yield mock
         nursery.cancel_scope.cancel()
-
-
-async def serve_mock(
-    host: str,
-    port: int,
-    options: MockOptions | None = None,
-    task_status: "trio.TaskStatus[MockOllama]" = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve a mock until cancelled; ``task_status`` gives it when it listens. Raises ``OSError`` if it cannot."""
-    mock = MockOllama(options, host=host, port=port)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(mock.serve)
-        log.info("mock_ollama.ready", url=mock.url)
-        task_status.started(mock)

@@ -26,7 +26,8 @@ _MODEL_NAME_LENGTH = 200
 class Account:
     """One request's account. It is concluded once; what comes after the first conclusion changes nothing.
 
-    ``model`` is what the client asked for (shortened), ``served`` the installed model it was given to.
+    ``model`` is what the client asked for (shortened, and without what no terminal should be shown),
+    ``served`` the installed model it was given to.
     ``conversation`` is for the prompt log alone: nothing of it gets into the row.
     """
 
@@ -50,8 +51,8 @@ class Account:
         return self._error
 
     def asked(self, model: str | None, stream: bool) -> None:
-        """Note what the body asks for."""
-        self.model = model[:_MODEL_NAME_LENGTH].replace("\x00", "") if model is not None else None
+        """Note what the body, or the path, asks for."""
+        self.model = "".join(filter(str.isprintable, model[:_MODEL_NAME_LENGTH])) if model is not None else None
         self.stream = stream
 
     def charged(self, day: date) -> None:

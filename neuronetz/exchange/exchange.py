@@ -18,26 +18,25 @@ from neuronetz.access.directory import Directory
 from neuronetz.admission.admission import Admission, Ask
 from neuronetz.audit.prompts import PromptLog
 from neuronetz.audit.recorder import Entry, Recorder
-from neuronetz.dialects import sse
 from neuronetz.dialects.body_policy import BodyPolicy
-from neuronetz.dialects.call import Call, Reply, ReplyState
+from neuronetz.dialects.call import Call, Reply
 from neuronetz.dialects.calls import parse_call
+from neuronetz.dialects.compression import ZSTD, declared_size, inflate
 from neuronetz.errors import (
     BodyTimeout,
     BodyTooLarge,
     ClientDisconnected,
     ClientStalled,
     GatewayError,
-    ReplyTooLarge,
+    InvalidRequest,
     UnsupportedEncoding,
-    UpstreamFailed,
 )
 from neuronetz.exchange.account import Account
 from neuronetz.exchange.conversation import Conversation
-from neuronetz.exchange.delivery import Delivery, Headers
-from neuronetz.exchange.outcome import CLIENTS_DOING, Verdict, verdict
+from neuronetz.exchange.delivery import Delivery
 from neuronetz.exchange.reads import Reads
 from neuronetz.exchange.registry import Registry, Running
+from neuronetz.exchange.relay import Ending, Relay, reply_headers
 from neuronetz.exchange.request import Request
 from neuronetz.exchange.reservation import Reservation, reserve
 from neuronetz.models.discovery import Discovery
@@ -72,14 +71,6 @@ class Rooms:
     metrics: Metrics
     prompts: PromptLog
     parsers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(2))
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What ends a reply: its last bytes, held back until the lease is settled."""
-
-    content_type: str
-    body: bytes
 
 
 @dataclass(frozen=True)
@@ -161,7 +152,7 @@ class Exchange:
                     await delivery.finish(ending.body, account.conversation.taken)
                 else:
                     await delivery.whole(
-                        200, _headers(ending.content_type), ending.body, account.conversation.taken
+                        200, reply_headers(ending.content_type), ending.body, account.conversation.taken
                     )
 
     async def _watch(self, running: Running, scope: trio.CancelScope) -> None:
@@ -199,17 +190,27 @@ class Exchange:
         """What is asked for. What is wrong with it is held, to be told only after admission."""
         request, settings = self._request, self._rooms.settings
         if request.refusal is not None or not request.has_body:
+            account.asked(request.argument, False)
             return Asked(None, request.refusal)
-        if request.content_encoding not in (None, "", "identity"):
+        if request.content_encoding not in (None, "", "identity", ZSTD):
             return Asked(None, UnsupportedEncoding())
         limit = min(settings.max_body_bytes, account.principal.max_body_bytes or settings.max_body_bytes)
         try:
             data = await self._delivery.body(request.content_length, limit, settings.body_timeout_s)
-        except (BodyTooLarge, BodyTimeout) as problem:
+            if request.content_encoding == ZSTD:
+                data = await self._inflate(data, limit)
+        except (BodyTooLarge, BodyTimeout, InvalidRequest) as problem:
             return Asked(None, problem)
         call = await self._parse(data)
         account.asked(call.model, call.stream)
         return Asked(call, call.problem)
+
+    async def _inflate(self, data: bytes, limit: int) -> bytes:
+        size = declared_size(data)
+        if size is not None and max(size, len(data)) < _LARGE_BODY_BYTES:
+            return inflate(data, limit)
+        # It is large, or may be: a few bytes can take as long to inflate as the largest body.
+        return await trio.to_thread.run_sync(inflate, data, limit, limiter=self._rooms.parsers)
 
     async def _parse(self, data: bytes) -> Call:
         parse = partial(parse_call, self._request.action, data, self._rooms.body_policy)
@@ -255,6 +256,9 @@ class Exchange:
         if call is None or call.model is None:
             if asked.problem is not None:
                 raise asked.problem
+            if request.argument is not None:
+                account.served = rooms.discovery.resolve(account.principal, request.argument)
+                return Ending(_JSON, rooms.reads.model(account.served, account.principal))
             return Ending(_JSON, await rooms.reads.answer(request.action, account.principal))
         account.served = model = rooms.discovery.resolve(account.principal, call.model)
         if asked.problem is not None:
@@ -262,64 +266,15 @@ class Exchange:
         body = call.upstream_body(model, predict)
         if not request.inference:
             return Ending(_JSON, await rooms.reads.show(body))
-        self._reply = reply = account.conversation.reply(call)
-        if reply.heartbeat:
-            nursery.start_soon(self._keep_alive, reply)
+        relay = Relay(call, self._delivery, account, running)
+        self._reply = relay.reply
+        if relay.reply.heartbeat:
+            nursery.start_soon(self._keep_alive, relay)
         try:
-            return await self._relay(call, reply, body, account, running)
+            return await relay.run(rooms.upstream, rooms.breaker, body)
         finally:
             self._heartbeat.cancel()
 
-    async def _keep_alive(self, reply: Reply) -> None:
+    async def _keep_alive(self, relay: Relay) -> None:
         with self._heartbeat:
-            headers, every_s = _headers(reply.content_type), self._rooms.settings.sse_heartbeat_s
-            await self._delivery.keep_alive(headers, reply.heartbeat, every_s)
-
-    async def _relay(self, call: Call, reply: Reply, body: bytes, account: Account, running: Running) -> Ending:
-        """Pass the model's reply on as it comes; return its end."""
-        heard = False
-        with self._rooms.breaker.attempt() as attempt:
-            try:
-                async with self._rooms.upstream.stream(call.upstream_path, body) as stream:
-                    while True:
-                        data = await stream.read()
-                        if data and not heard:
-                            heard = True
-                            attempt.answering()
-                            account.conversation.begun(call)
-                        passed_on = reply.feed(data) if data else reply.eof()
-                        if reply.state is ReplyState.FINISHED:
-                            await stream.drain()
-                            break
-                        if passed_on:
-                            await self._pass_on(passed_on, reply, account)
-                        if reply.state is ReplyState.FAILED:
-                            raise ReplyTooLarge if reply.too_large else UpstreamFailed(retry_after=1.0)
-            except BaseException as error:
-                reason = running.reason_for(error)
-                if verdict(reason, provoking=call.provoking) is Verdict.FAILURE:
-                    attempt.failure()
-                # Before the first byte the upstream has reported nothing; see CLIENTS_DOING for who pays.
-                if heard or isinstance(reason, CLIENTS_DOING):
-                    account.counts = reply.counts
-                raise
-            account.counts = reply.counts
-            attempt.success()
-        account.first_byte()
-        return Ending(reply.content_type, passed_on)
-
-    async def _pass_on(self, chunk: bytes, reply: Reply, account: Account) -> None:
-        if not self._delivery.started:
-            await self._delivery.start(200, _headers(reply.content_type))
-        account.first_byte()
-        await self._delivery.send(chunk)
-        if account.conversation.taken is not None:
-            account.conversation.taken()
-
-
-def _headers(content_type: str) -> Headers:
-    headers = [(b"content-type", content_type.encode())]
-    if content_type == sse.CONTENT_TYPE:
-        # Or else intermediaries may hold events back (nginx reads the second).
-        headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-    return headers
+            await relay.keep_alive(self._rooms.settings.sse_heartbeat_s)

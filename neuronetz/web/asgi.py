@@ -15,7 +15,7 @@ from neuronetz.errors import GatewayError, Unauthenticated, Unavailable
 from neuronetz.exchange.delivery import Connection, Delivery, Message, Receive, Send
 from neuronetz.exchange.exchange import Exchange, Rooms
 from neuronetz.exchange.request import Request
-from neuronetz.web.replies import render
+from neuronetz.web.replies import identified, render
 from neuronetz.web.routes import Kind, Match, match
 
 log = structlog.get_logger("neuronetz.web")
@@ -48,8 +48,8 @@ class FrontDoor:
             receive,
             send,
             connection,
-            partial(render, dialect=found.dialect),
-            [(b"x-request-id", request.id.encode())],
+            partial(render, dialect=found.dialect, request_id=request.id),
+            identified(request.id, found.dialect),
         )
         try:
             await Exchange(self._rooms, request, delivery).run()
@@ -92,16 +92,20 @@ async def _send_with_id(send: Send, message: Message) -> None:
     await send(message)
 
 
+def _authorization(scope: Scope) -> str | None:
+    """The only Authorization header's value; without one, the only ``x-api-key``'s, as if it stood there."""
+    headers = scope["headers"]
+    given = [value for name, value in headers if name == b"authorization"]
+    if not given:
+        given = [b"Bearer " + value for name, value in headers if name == b"x-api-key"]
+    return given[0].decode("latin-1") if len(given) == 1 else None
+
+
 def _request(scope: Scope, found: Match) -> Request:
-    authorization: str | None = None
-    several = False
     length: int | None = None
     encoding: str | None = None
     for name, value in scope["headers"]:
-        if name == b"authorization":
-            several = several or authorization is not None
-            authorization = value.decode("latin-1")
-        elif name == b"content-length":
+        if name == b"content-length":
             length = int(value) if value.isdigit() else None
         elif name == b"content-encoding":
             codings = value.decode("latin-1").strip().lower()
@@ -112,11 +116,12 @@ def _request(scope: Scope, found: Match) -> Request:
         action=route.action if route is not None else "",
         endpoint=found.endpoint,
         dialect=found.dialect,
-        authorization=None if several else authorization,
+        authorization=_authorization(scope),
         content_length=length,
         content_encoding=encoding,
         client_ip=scope["client"][0] if scope.get("client") else None,
         has_body=route is not None and route.has_body,
         inference=route is not None and route.kind is Kind.INFERENCE and found.refusal is None,
         refusal=found.refusal,
+        argument=found.argument,
     )

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from neuronetz.errors import EndpointBlocked, GatewayError, MethodNotAllowed, NotFound
 
-Dialect = Literal["ollama", "openai"]
+Dialect = Literal["ollama", "openai", "anthropic"]
 
 
 class Kind(Enum):
@@ -21,11 +21,12 @@ class Kind(Enum):
 
 
 class Route(NamedTuple):
+    """A path that ends in ``{model}`` stands for everything below: that is the route's argument."""
+
     methods: tuple[str, ...]
     path: str
     kind: Kind
     action: str
-    dialect: Dialect = "ollama"
     has_body: bool = False
 
 
@@ -44,9 +45,12 @@ ROUTES = (
     Route(POST, "/api/generate", Kind.INFERENCE, "/api/generate", has_body=True),
     Route(POST, "/api/embed", Kind.INFERENCE, "/api/embed", has_body=True),
     Route(POST, "/api/embeddings", Kind.INFERENCE, "/api/embeddings", has_body=True),
-    Route(POST, "/v1/chat/completions", Kind.INFERENCE, "/v1/chat/completions", "openai", has_body=True),
-    Route(POST, "/v1/completions", Kind.INFERENCE, "/v1/completions", "openai", has_body=True),
-    Route(POST, "/v1/embeddings", Kind.INFERENCE, "/v1/embeddings", "openai", has_body=True),
+    Route(POST, "/v1/chat/completions", Kind.INFERENCE, "/v1/chat/completions", has_body=True),
+    Route(POST, "/v1/completions", Kind.INFERENCE, "/v1/completions", has_body=True),
+    Route(POST, "/v1/embeddings", Kind.INFERENCE, "/v1/embeddings", has_body=True),
+    Route(POST, "/v1/responses", Kind.INFERENCE, "/v1/responses", has_body=True),
+    Route(GET, "/v1/models", Kind.READ, "models"),
+    Route(GET, "/v1/models/{model}", Kind.READ, "model"),
 )
 
 # Never reachable, whatever the configuration says: they change what is installed, or act in the name of the
@@ -65,7 +69,9 @@ BLOCKED = (
     "/api/experimental/",
 )
 
-_BY_PATH = {route.path: route for route in ROUTES}
+_ARGUMENT = "{model}"
+_BY_PATH = {route.path: route for route in ROUTES if not route.path.endswith(_ARGUMENT)}
+_BY_PREFIX = {route.path.removesuffix(_ARGUMENT): route for route in ROUTES if route.path.endswith(_ARGUMENT)}
 _BLOCKED_PATHS = frozenset(path for path in BLOCKED if not path.endswith("/"))
 _BLOCKED_TREES = tuple(path for path in BLOCKED if path.endswith("/"))
 
@@ -74,25 +80,44 @@ UNKNOWN = "unknown"
 
 
 class Match(NamedTuple):
-    """What the table says of a request: its route, or why it will be refused, and how to name it."""
+    """What the table says of a request: its route, or why it will be refused, and how to name it.
+
+    ``argument``: what the path holds in the place of the route's ``{model}``, as the client spelled it.
+    """
 
     route: Route | None
     refusal: GatewayError | None
     endpoint: str
     dialect: Dialect
+    argument: str | None = None
 
 
 def match(method: str, path: str) -> Match:
     """Look up a method and a percent-decoded path. Pure, and total: every input has an answer."""
-    dialect: Dialect = "openai" if path.startswith("/v1/") else "ollama"
-    route = _BY_PATH.get(path)
+    dialect = dialect_of(path)
+    route, argument = _route(path)
     if route is not None:
-        if method in route.methods:
-            return Match(route, None, path, route.dialect)
-        return Match(route, MethodNotAllowed(route.methods), path, route.dialect)
+        refusal = None if method in route.methods else MethodNotAllowed(route.methods)
+        return Match(route, refusal, route.path, dialect, argument)
     if path in _BLOCKED_PATHS:
         return Match(None, EndpointBlocked(), path, dialect)
     for tree in _BLOCKED_TREES:
         if path.startswith(tree):
             return Match(None, EndpointBlocked(), tree + "*", dialect)
     return Match(None, NotFound(), UNKNOWN, dialect)
+
+
+def dialect_of(path: str) -> Dialect:
+    """The dialect that clients of a path speak, whether there is such a path or not."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return "anthropic"
+    return "openai" if path.startswith("/v1/") else "ollama"
+
+
+def _route(path: str) -> tuple[Route | None, str | None]:
+    route = _BY_PATH.get(path)
+    if route is None:
+        for prefix, below in _BY_PREFIX.items():
+            if path.startswith(prefix) and path != prefix:
+                return below, path.removeprefix(prefix)
+    return route, None

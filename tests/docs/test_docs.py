@@ -7,6 +7,7 @@ import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
+from neuronetz.embedded.mock_options import MARKERS, MODELS
 from neuronetz.settings import Settings
 from neuronetz.workers.parent import unwinding_s
 
@@ -27,6 +28,12 @@ def test_every_page_is_in_the_navigation() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = {page for entry in nav for page in entry.values()}
     assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+
+def test_the_mocks_page_names_every_marker_and_model() -> None:
+    page = (ROOT / "docs/MOCK_OLLAMA.md").read_text()
+    assert set(re.findall(r"\[\[(\w+):", page)) == set(MARKERS)
+    assert [name for name in MODELS if f"`{name.removesuffix(':latest')}`" not in page] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))])

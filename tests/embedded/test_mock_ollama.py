@@ -121,11 +121,14 @@ async def test_empty_prompts_load_and_unload(http: httpx.AsyncClient) -> None:
 
 async def test_the_list_has_an_embedding_and_a_cloud_model(http: httpx.AsyncClient) -> None:
     models = {entry["name"]: entry for entry in (await http.get("/api/tags")).json()["models"]}
-    assert set(models) == {"tiny:latest", "tiny:1b", "acme/other:latest", "embed:latest", "big:cloud"}
+    local = {"tiny:latest", "tiny:1b", "acme/other:latest", "thinker:latest", "embed:latest"}
+    assert set(models) == local | {"big:cloud"}
     assert models["big:cloud"]["remote_host"]
     assert models["big:cloud"]["remote_model"] == "big"
     assert "remote_host" not in models["tiny:latest"]
     assert models["embed:latest"]["capabilities"] == ["embedding"]
+    assert models["thinker:latest"]["capabilities"] == ["completion", "tools", "thinking"]
+    assert "thinking" not in models["tiny:latest"]["capabilities"]
 
 
 async def test_show_holds_what_a_gateway_should_hide(http: httpx.AsyncClient) -> None:

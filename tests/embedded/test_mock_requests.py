@@ -107,3 +107,38 @@ def test_format_and_think_are_checked(fields: dict[str, object], thinks: bool, s
 @pytest.mark.parametrize(("asked", "bound"), [(-1, None), (-2, None), (0, None), (1, 1), (4096, 4096)])
 def test_num_predict_of_zero_or_less_means_no_bound(asked: int, bound: int | None) -> None:
     assert read_body(b'{"options":{"num_predict":%d}}' % asked).predict == bound
+
+
+def test_half_a_surrogate_pair_is_read_as_go_reads_it() -> None:
+    body = read_body(b'{"model":"\\ud800x","options":{"\\udfff":"\\ud83d\\ude00"}}')
+    assert body.fields == {"model": "\ufffdx", "options": {"\ufffd": "\U0001f600"}}
+
+
+@pytest.mark.parametrize("image", ["", "aGk=", "aG\nk=\r\n", "aGVs"])
+def test_images_are_base64(image: str) -> None:
+    assert read_body(json.dumps({"images": [image]}).encode()).get("images") == [image]
+
+
+@pytest.mark.parametrize(
+    "image", ["aGk", "aGk==", "aGk=x", "aG k=", "aGk-", "data:image/png;base64,aGk=", "é", 5, {}]
+)
+def test_what_go_cannot_read_as_an_image_is_a_400(image: object) -> None:
+    for fields in ({"images": [image]}, {"messages": [{"role": "user", "images": [image]}]}):
+        with pytest.raises(Refused) as caught:
+            read_body(json.dumps(fields).encode())
+        assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("top", [-1, 21])
+def test_top_logprobs_have_bounds(top: int) -> None:
+    with pytest.raises(Refused, match="top_logprobs must be between 0 and 20") as caught:
+        check_options(read_body(b'{"logprobs":true,"top_logprobs":%d}' % top), thinks=False)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("roles", "ends"), [([], False), (["user"], False), (["user", "TOOL"], True), (["tool", "user"], False)]
+)
+def test_whether_a_tool_spoke_last(roles: list[str], ends: bool) -> None:
+    body = read_body(json.dumps({"messages": [{"role": role} for role in roles]}).encode())
+    assert body.ends_with_tool is ends

@@ -173,6 +173,29 @@ async def test_errors_under_v1_have_openais_shape(client: httpx.AsyncClient) -> 
     assert error == {"message": "not found", "type": "not_found_error", "param": None, "code": None}
 
 
+async def test_errors_under_v1_messages_have_anthropics_shape_and_headers(
+    client: httpx.AsyncClient, gateway: Any, books: Any
+) -> None:
+    path = "/v1/messages/nowhere"
+    reply = await client.post(path, json={"model": "tiny"})
+    request_id = reply.headers["request-id"]
+    assert request_id == reply.headers["x-request-id"]
+    assert (reply.status_code, reply.json()) == (
+        404,
+        {
+            "type": "error",
+            "error": {"type": "not_found_error", "message": "not found"},
+            "request_id": request_id,
+        },
+    )
+    [row] = await books.rows(1)
+    assert (str(row["request_id"]), row["dialect"], row["endpoint"]) == (request_id, "anthropic", "unknown")
+    async with httpx.AsyncClient(base_url=gateway.base_url, trust_env=False) as stranger:
+        reply = await stranger.post(path, headers={"x-api-key": "wrong", "anthropic-version": "2023-06-01"})
+    assert (reply.status_code, reply.json()["error"]["type"]) == (401, "authentication_error")
+    assert reply.json()["request_id"] == reply.headers["request-id"]
+
+
 async def test_refusals_come_in_the_order_of_the_specification(client: httpx.AsyncClient, make_key: Any) -> None:
     """401, 429, 403 for the model, 403 for the endpoint, 400: a flood of broken bodies is limited too."""
     limited = await make_key("limited", rpm=1, allow_all_models=False, models=["tiny:latest"])

@@ -1,6 +1,5 @@
 """Whatever ends a request: the model stops, the slot is free within 100 ms, and one row tells what happened."""
 
-import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,30 +8,10 @@ from typing import Any
 import pytest
 import trio
 
-SHAPES = [
-    ("/api/chat", True),
-    ("/api/chat", False),
-    ("/api/generate", True),
-    ("/api/generate", False),
-    ("/api/embed", False),
-    ("/api/embeddings", False),
-]
+from tests.shapes import SHAPES, STREAMING, STREAMS, Shape, named
 
-
-def request(path: str, key: str, prompt: str, **extra: Any) -> bytes:
-    body: dict[str, Any] = {"model": "tiny", **extra}
-    if path == "/api/chat":
-        body["messages"] = [{"role": "user", "content": prompt}]
-    elif path == "/api/embed":
-        body["input"] = prompt
-    else:
-        body["prompt"] = prompt
-    data = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    )
-    return head.encode() + data
+CHAT = Shape("/api/chat", True)
+EVENTS = Shape("/v1/chat/completions", True)
 
 
 @asynccontextmanager
@@ -55,12 +34,12 @@ async def until(condition: Any, within_s: float) -> float:
     return trio.current_time() - began
 
 
-@pytest.mark.parametrize(("path", "stream"), SHAPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=named)
 async def test_a_client_that_leaves_before_the_first_byte_stops_the_model(
-    gateway: Any, mock_ollama: Any, key: str, books: Any, path: str, stream: bool
+    gateway: Any, mock_ollama: Any, key: str, books: Any, shape: Shape
 ) -> None:
     async with connected(gateway) as client:
-        await client.send_all(request(path, key, "[[fail:stall]] [[ttft:30]] rivers", stream=stream))
+        await client.send_all(shape.request(key, "[[fail:stall]] [[ttft:30]] rivers"))
         await until(lambda: mock_ollama.stats.open == 1, 3)
         assert await books.leases() == 1
     await until(lambda: mock_ollama.stats.aborted == 1, 0.1)
@@ -75,14 +54,14 @@ async def test_a_client_that_leaves_before_the_first_byte_stops_the_model(
     assert not row["tokens_exact"]
 
 
-@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+@pytest.mark.parametrize("shape", STREAMS, ids=named)
 async def test_a_client_that_leaves_in_mid_stream_stops_the_model_and_pays_for_what_it_got(
-    gateway: Any, mock_ollama: Any, key: str, books: Any, path: str
+    gateway: Any, mock_ollama: Any, key: str, books: Any, shape: Shape
 ) -> None:
     async with connected(gateway) as client:
-        await client.send_all(request(path, key, "[[tokens:1000]] [[tps:200]] rivers"))
+        await client.send_all(shape.request(key, "[[tokens:1000]] [[tps:200]] rivers"))
         received = b""
-        while received.count(b'"done":false') < 5:
+        while received.count(shape.piece) < 10:
             received += await client.receive_some(65536)
     await until(lambda: mock_ollama.stats.aborted == 1, 0.1)
     await books.settled()
@@ -94,11 +73,12 @@ async def test_a_client_that_leaves_in_mid_stream_stops_the_model_and_pays_for_w
     assert await books.ledger() == (row["prompt_tokens"], row["completion_tokens"], 1)
 
 
+@pytest.mark.parametrize("path", sorted(STREAMING & {shape.path for shape in SHAPES}))
 async def test_a_client_that_leaves_while_a_whole_reply_is_made_stops_the_model(
-    gateway: Any, mock_ollama: Any, key: str, books: Any
+    gateway: Any, mock_ollama: Any, key: str, books: Any, path: str
 ) -> None:
     async with connected(gateway) as client:
-        await client.send_all(request("/api/chat", key, "[[tokens:1000]] [[tps:100]] rivers", stream=False))
+        await client.send_all(Shape(path, False).request(key, "[[tokens:1000]] [[tps:100]] rivers"))
         await until(lambda: mock_ollama.stats.open == 1, 3)
         await trio.sleep(0.05)
     await until(lambda: mock_ollama.stats.aborted == 1, 0.1)
@@ -111,7 +91,7 @@ async def test_a_half_closed_connection_counts_as_a_client_that_left(
     gateway: Any, mock_ollama: Any, key: str, books: Any
 ) -> None:
     async with connected(gateway) as client:
-        await client.send_all(request("/api/chat", key, "[[ttft:30]] rivers"))
+        await client.send_all(CHAT.request(key, "[[ttft:30]] rivers"))
         await until(lambda: mock_ollama.stats.open == 1, 3)
         await client.send_eof()
         await until(lambda: mock_ollama.stats.aborted == 1, 0.2)
@@ -123,7 +103,7 @@ async def test_a_client_that_leaves_while_sending_its_body_leaves_a_row_and_noth
     gateway: Any, key: str, books: Any
 ) -> None:
     async with connected(gateway) as client:
-        await client.send_all(request("/api/chat", key, "rivers")[:-5])
+        await client.send_all(CHAT.request(key, "rivers")[:-5])
         await trio.sleep(0.05)
     [row] = await books.rows(1)
     assert row["outcome"] == "client_disconnected"
@@ -142,7 +122,8 @@ async def test_a_thousand_random_cancellations_leave_no_slot(
     async def one(limiter: trio.CapacityLimiter) -> None:
         async with limiter:
             async with connected(gateway) as client:
-                await client.send_all(request("/api/chat", key, "[[tokens:20]] [[tps:1000]] rivers"))
+                shape = random_.choice(SHAPES)
+                await client.send_all(shape.request(key, "[[tokens:20]] [[tps:1000]] rivers"))
                 with trio.move_on_after(random_.random() * 0.04):
                     while await client.receive_some(65536):
                         pass
@@ -210,7 +191,7 @@ async def test_deadlines_end_an_exchange(
     outcome: str,
 ) -> None:
     async with run_gateway(quick) as gateway, connected(gateway) as client:
-        await client.send_all(request("/api/chat", key, prompt))
+        await client.send_all(CHAT.request(key, prompt))
         reply = await receive_all(client)
         assert reply.startswith(b"HTTP/1.1 " + status)
         assert b'{"error":"' in reply
@@ -220,12 +201,13 @@ async def test_deadlines_end_an_exchange(
         assert row["outcome"] == outcome
 
 
+@pytest.mark.parametrize("shape", [CHAT, EVENTS], ids=named)
 async def test_a_client_that_stops_reading_loses_its_slot_at_the_write_deadline(
-    asyncio_loop: Any, quick: Any, run_gateway: Any, mock_ollama: Any, key: str, books: Any
+    asyncio_loop: Any, quick: Any, run_gateway: Any, mock_ollama: Any, key: str, books: Any, shape: Shape
 ) -> None:
     slow = quick.model_copy(update={"exchange_timeout_s": 60.0})
     async with run_gateway(slow) as gateway, connected(gateway, small_window=True) as client:
-        await client.send_all(request("/api/chat", key, "[[tokens:1000000]] rivers"))
+        await client.send_all(shape.request(key, "[[tokens:1000000]] rivers"))
         await until(lambda: mock_ollama.stats.open == 1, 3)
         await until(lambda: mock_ollama.stats.aborted == 1, 8)
         await books.settled(within_s=0.2)
@@ -238,7 +220,7 @@ async def test_a_stuck_write_does_not_hold_the_slot_past_the_deadline_of_the_exc
 ) -> None:
     stuck = quick.model_copy(update={"write_timeout_s": 60.0})
     async with run_gateway(stuck) as gateway, connected(gateway, small_window=True) as client:
-        await client.send_all(request("/api/chat", key, "[[tokens:1000000]] rivers"))
+        await client.send_all(CHAT.request(key, "[[tokens:1000000]] rivers"))
         await until(lambda: mock_ollama.stats.open == 1, 3)
         took = await until(lambda: mock_ollama.stats.open == 0, 3)
         assert took < 1.2
@@ -251,7 +233,7 @@ async def test_a_body_that_does_not_come_is_a_408_with_a_row(
     asyncio_loop: Any, quick: Any, run_gateway: Any, key: str, books: Any
 ) -> None:
     async with run_gateway(quick) as gateway, connected(gateway) as client:
-        await client.send_all(request("/api/chat", key, "rivers")[:-5])
+        await client.send_all(CHAT.request(key, "rivers")[:-5])
         reply = await receive_all(client)
         assert reply.startswith(b"HTTP/1.1 408")
         [row] = await books.rows(1)
@@ -271,8 +253,8 @@ async def test_a_shutdown_drains_then_cuts_with_rows_written(
         while not gateway.discovery.fresh:
             await trio.sleep(0.01)
         async with connected(gateway) as short, connected(gateway) as long:
-            await short.send_all(request("/api/chat", key, "[[tokens:10]] [[tps:100]] rivers"))
-            await long.send_all(request("/api/chat", key, "[[tokens:10000]] [[tps:50]] rivers"))
+            await short.send_all(CHAT.request(key, "[[tokens:10]] [[tps:100]] rivers"))
+            await long.send_all(CHAT.request(key, "[[tokens:10000]] [[tps:50]] rivers"))
             await until(lambda: mock_ollama.stats.open == 2, 3)
             stop.set()
             began = trio.current_time()
@@ -297,7 +279,7 @@ async def test_a_hard_cancellation_from_outside_still_writes_the_row(
             while not gateway.discovery.fresh:
                 await trio.sleep(0.01)
             async with connected(gateway) as client:
-                await client.send_all(request("/api/chat", key, "[[ttft:30]] rivers"))
+                await client.send_all(CHAT.request(key, "[[ttft:30]] rivers"))
                 await until(lambda: mock_ollama.stats.open == 1, 3)
                 began = trio.current_time()
                 nursery.cancel_scope.cancel()

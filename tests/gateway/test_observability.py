@@ -52,6 +52,9 @@ async def test_no_prompt_key_or_upstream_text_reaches_the_logs(
         await client.post("/api/chat", json=CHAT | {"model": MARKER})
         await client.post(f"/{MARKER}?{MARKER}", headers={"x-request-id": MARKER, "user-agent": MARKER})
         await client.get("/api/tags", headers={"authorization": f"Bearer {MARKER}"})
+        async with httpx.AsyncClient(base_url=gateway.base_url, trust_env=False) as other:
+            await other.get("/api/tags", headers={"x-api-key": MARKER})
+            await other.post("/api/chat", json=CHAT, headers={"x-api-key": key})
         for failure in ("500", "error_line", "garbage", "reset"):
             body = CHAT | {
                 "messages": [{"role": "user", "content": f"{MARKER} [[fail:{failure}]]"}],

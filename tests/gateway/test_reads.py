@@ -14,7 +14,8 @@ async def names(client: httpx.AsyncClient, key: str) -> set[str]:
 
 
 async def test_tags_hold_exactly_the_effective_set(client: httpx.AsyncClient, make_key: Any, key: str) -> None:
-    assert await names(client, key) == {"tiny:latest", "tiny:1b", "acme/other:latest", "embed:latest"}
+    installed = {"tiny:latest", "tiny:1b", "acme/other:latest", "thinker:latest", "embed:latest"}
+    assert await names(client, key) == installed
     narrow = await make_key("narrow", allow_all_models=False, models=["tiny:1b", "ghost:latest"])
     assert await names(client, narrow) == {"tiny:1b"}
     nothing = await make_key("nothing", allow_all_models=False)

@@ -7,7 +7,9 @@ import pytest
 
 from neuronetz import errors
 from neuronetz.errors import GatewayError
-from neuronetz.web.replies import render
+from neuronetz.web.replies import identified, render
+
+ID = "00000000-0000-4000-8000-000000000000"
 
 ALL = [
     kind
@@ -17,21 +19,68 @@ ALL = [
 
 
 def headers_of(error: GatewayError, dialect: str = "ollama") -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in render(error, dialect).headers}  # type: ignore[arg-type]
+    return {name.decode(): value.decode() for name, value in render(error, dialect, ID).headers}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_native_errors_are_one_object_with_one_text(kind: type[GatewayError]) -> None:
-    rendered = render(kind(), "ollama")
+    rendered = render(kind(), "ollama", ID)
     assert rendered.status == kind.status
     assert json.loads(rendered.body) == {"error": kind.default}
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_openai_errors_are_an_error_object(kind: type[GatewayError]) -> None:
-    body = json.loads(render(kind(), "openai").body)
+    body = json.loads(render(kind(), "openai", ID).body)
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_anthropic_errors_name_their_request(kind: type[GatewayError]) -> None:
+    body = json.loads(render(kind(), "anthropic", ID).body)
+    assert body == {
+        "type": "error",
+        "error": {"type": body["error"]["type"], "message": kind.default},
+        "request_id": ID,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (errors.InvalidRequest(), "invalid_request_error"),
+        (errors.Unauthenticated(), "authentication_error"),
+        (errors.ModelDenied(), "permission_error"),
+        (errors.NotFound(), "not_found_error"),
+        (errors.RateLimited(), "rate_limit_error"),
+        (errors.BudgetExhausted(), "rate_limit_error"),
+        (errors.BodyTooLarge(), "api_error"),
+        (GatewayError(), "api_error"),
+        (errors.UpstreamFailed(), "api_error"),
+        (errors.Unavailable("redis"), "overloaded_error"),
+        (errors.BreakerOpen(), "overloaded_error"),
+        (errors.UpstreamTimeout(), "api_error"),
+    ],
+)
+def test_anthropics_types_go_by_status(error: GatewayError, kind: str) -> None:
+    assert json.loads(render(error, "anthropic", ID).body)["error"]["type"] == kind
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_status_and_headers_are_the_same_in_every_dialect(kind: type[GatewayError]) -> None:
+    one, *others = (render(kind(), dialect, ID)[:2] for dialect in ("ollama", "openai", "anthropic"))
+    assert all(other == one for other in others)
+
+
+def test_a_reply_names_its_request_where_its_clients_look() -> None:
+    usual = (b"x-request-id", ID.encode())
+    assert identified(ID, "ollama") == identified(ID, "openai") == [usual]
+    assert identified(ID, "anthropic") == [usual, (b"request-id", ID.encode())]
+
+
+def test_415_says_what_is_taken() -> None:
+    assert headers_of(errors.UnsupportedEncoding())["accept-encoding"] == "zstd"
 
 
 def test_retry_after_is_whole_seconds_rounded_up() -> None:
@@ -52,7 +101,7 @@ def test_an_exhausted_budget_says_that_a_retry_cannot_help() -> None:
     ],
 )
 def test_only_a_spent_budget_is_an_insufficient_quota(error: GatewayError, kind: str, code: str) -> None:
-    body = json.loads(render(error, "openai").body)["error"]
+    body = json.loads(render(error, "openai", ID).body)["error"]
     assert (error.status, body["type"], body["code"]) == (429, kind, code)
     assert ("x-should-retry" in headers_of(error)) == (kind == "insufficient_quota")
 
@@ -69,4 +118,7 @@ def test_headers_of_the_refusal_are_passed_on() -> None:
 
 def test_an_unavailable_store_is_not_named_to_the_client() -> None:
     for store in ("redis", "postgres"):
-        assert render(errors.Unavailable(store), "ollama").body == render(errors.Unavailable("x"), "ollama").body
+        assert (
+            render(errors.Unavailable(store), "ollama", ID).body
+            == render(errors.Unavailable("x"), "ollama", ID).body
+        )

@@ -1,0 +1,203 @@
+"""One exchange of each shape, cancelled at each of its checkpoints in turn: nothing is ever left behind."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from neuronetz.errors import KeyRevoked
+from neuronetz.exchange.registry import Running
+from neuronetz.gateway import Gateway
+from neuronetz.web.asgi import FrontDoor
+from tests.guarantees.checkpoints import Steps
+from tests.shapes import SHAPES, Shape, named
+
+PROMPT = "[[tokens:2]] rivers"
+
+
+class Client:
+    """An ASGI server with one request on it, whose client reads whatever comes; ``leave`` makes it go."""
+
+    def __init__(self, shape: Shape, key: str) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.gone = trio.Event()
+        self.stalled = False
+        self.read_from = True
+        self._body = [json.dumps(shape.body(PROMPT)).encode()]
+        self.scope = {
+            "type": "http",
+            "method": "POST",
+            "path": shape.path,
+            "raw_path": shape.path.encode(),
+            "query_string": b"",
+            "headers": [(b"authorization", f"Bearer {key}".encode()), (b"content-type", b"application/json")],
+            "client": ("127.0.0.1", 1),
+            "state": {"connection": self},
+        }
+
+    def left(self) -> bool:
+        return self.gone.is_set()
+
+    def abort_send(self) -> None:
+        pass
+
+    def hurry(self, deadline: float) -> None:
+        pass
+
+    async def receive(self) -> dict[str, Any]:
+        if self._body and not self.gone.is_set():
+            await trio.lowlevel.checkpoint()
+            return {"type": "http.request", "body": self._body.pop(), "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.sent.append(message)
+
+
+class Audited:
+    """Counts the exchanges that were authenticated, which are those that owe a row; knows the one that runs."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.count = 0
+        self.running: Running | None = None
+        self._track = gateway.registry.track
+        gateway.registry.track = self.track  # type: ignore[method-assign]
+
+    @contextmanager
+    def track(self, prefix: str, deadline: float) -> Iterator[Running]:
+        with self._track(prefix, deadline) as running:
+            self.count += 1
+            self.running = running
+            try:
+                yield running
+            finally:
+                self.running = None
+
+    def revoke(self) -> None:
+        """Stop the exchange as a revocation does."""
+        if self.running is not None and not self.running.over:
+            self.running.stop(KeyRevoked())
+
+
+async def quiet(gateway: Gateway, mock: Any) -> None:
+    """Fails unless the model is at rest within the guarantee's bound, and every connection back in its pool.
+
+    A query that was cancelled is cancelled at PostgreSQL too, which takes a connection of its own and longer.
+    """
+    postgres, redis = gateway._postgres._pool, gateway._redis._client.connection_pool
+    upstream = gateway._upstream._client._transport._pool
+    with trio.fail_after(0.1):
+        await mock.stats.wait_for(lambda stats: stats.open == 0)
+    left: dict[str, int] = {}
+    with trio.move_on_after(2):
+        while True:
+            left = {
+                "postgres": postgres.get_size() - postgres.get_idle_size(),
+                "redis": len(redis._in_use_connections),
+                "upstream": sum(not connection.is_idle() for connection in upstream.connections),
+            }
+            if not any(left.values()):
+                return
+            await trio.lowlevel.checkpoint()
+    raise AssertionError(left)
+
+
+OUTCOMES = {
+    "cancelled from outside": "shutdown",
+    "client leaves": "client_disconnected",
+    "key revoked": "revoked",
+}
+
+
+class Harness:
+    """Runs one request again and again, cancelling one checkpoint further each time."""
+
+    def __init__(self, gateway: Gateway, mock: Any, books: Any, how: str) -> None:
+        self.gateway = gateway
+        self.mock = mock
+        self.books = books
+        self.how = how
+        self.audited = Audited(gateway)
+        self.front_door = FrontDoor(gateway.rooms, None)  # type: ignore[arg-type]  # no page is asked for
+
+    async def run(self, client: Client, point: int) -> bool:
+        """Stop at a checkpoint, and check that nothing is left; False where the request has fewer than that."""
+        scope = trio.CancelScope()
+        stop: Callable[[], None] = {
+            "cancelled from outside": scope.cancel,
+            "client leaves": client.gone.set,
+            "key revoked": self.audited.revoke,
+        }[self.how]
+
+        async def request() -> None:
+            with scope:
+                await self.front_door(client.scope, client.receive, client.send)
+
+        steps = Steps(point, stop)
+        with trio.fail_after(5):
+            await steps.run(request)
+        assert steps.left == 0
+        await self.nothing_left(point)
+        return steps.stopped
+
+    async def nothing_left(self, point: int) -> None:
+        gateway, books = self.gateway, self.books
+        assert (len(gateway.registry), gateway.admission.held, gateway.recorder.open_entries) == (0, 0, 0), point
+        assert not gateway.admission.unsettled, point
+        await quiet(gateway, self.mock)
+        assert (await books.slots(), await books.leases(), await books.reserved()) == (0, 0, 0), point
+        rows = await books.postgres.fetchval("SELECT count(*) FROM gateway.audit_log")
+        assert rows == self.audited.count, point
+
+    async def outcomes(self) -> set[str]:
+        rows = await self.books.postgres.fetch("SELECT DISTINCT outcome FROM gateway.audit_log")
+        return {row["outcome"] for row in rows}
+
+    async def ledger_is_the_sum_of_the_rows(self) -> None:
+        row = await self.books.postgres.fetchrow(
+            "SELECT sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint, count(*) FROM gateway.audit_log"
+        )
+        assert await self.books.ledger() == tuple(row)
+
+
+@pytest.fixture
+async def key(make_key: Any) -> str:
+    key: str = await make_key(budget_tokens=10**9, concurrency=1, rpm=100_000)
+    return key
+
+
+@pytest.mark.parametrize("how", OUTCOMES)
+@pytest.mark.parametrize("shape", SHAPES, ids=named)
+async def test_no_checkpoint_at_which_a_cancellation_leaves_anything(
+    gateway: Gateway, mock_ollama: Any, key: str, books: Any, shape: Shape, how: str, record_property: Any
+) -> None:
+    harness = Harness(gateway, mock_ollama, books, how)
+    points = {}
+    for cold in (True, False):
+        point = 0
+        going = True
+        while going:
+            point += 1
+            if cold:
+                await forget(gateway, books)
+            client = Client(shape, key)
+            going = await harness.run(client, point)
+        points[cold] = point - 1
+        assert client.sent[0]["status"] == 200
+        assert not client.sent[-1]["more_body"]
+    assert await harness.outcomes() == {"completed", OUTCOMES[how]}
+    await harness.ledger_is_the_sum_of_the_rows()
+    record_property("checkpoints", sum(points.values()))
+
+
+async def forget(gateway: Gateway, books: Any) -> None:
+    """Have the next request look its key up in PostgreSQL, and open a connection to the model."""
+    for name in await books.redis.command("KEYS", "gateway:key:*"):
+        await books.redis.command("DEL", name)
+    for connection in gateway._upstream._client._transport._pool.connections:
+        await connection.aclose()
