@@ -91,6 +91,12 @@ async def test_a_tool_is_called(litellm: Any, doors: Any, door: str) -> None:
     assert (call.function.name, json.loads(call.function.arguments)) == ("weather", {"place": "quick"})
 
 
+async def test_a_key_in_a_header_is_as_good(litellm: Any, doors: Any, key: str) -> None:
+    place = doors["ollama"] | {"api_key": None, "headers": {"Authorization": f"Bearer {key}"}}
+    reply = await in_thread(lambda: litellm.completion(messages=QUESTION, **place))
+    assert reply.choices[0].finish_reason == "stop"
+
+
 async def test_reasoning_is_told_apart(litellm: Any, openai_door: dict[str, Any]) -> None:
     place = openai_door | {"model": "openai/thinker"}
     reply = await in_thread(lambda: litellm.completion(messages=QUESTION, **place))

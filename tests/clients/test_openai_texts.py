@@ -34,6 +34,16 @@ async def test_a_completion_whole_and_streamed(openai_client: openai.OpenAI, moc
     assert (chunks[-1].choices, chunks[-1].usage.completion_tokens) == ([], 5)
 
 
+async def test_an_echo_begins_with_the_prompt(openai_client: openai.OpenAI) -> None:
+    def ask(**more: Any) -> Any:
+        return openai_client.completions.create(model="tiny", prompt="rivers ", max_tokens=2, echo=True, **more)
+
+    whole = await in_thread(ask)
+    assert whole.choices[0].text == "rivers the quick"
+    chunks = await in_thread(lambda: list(ask(stream=True)))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "rivers the quick"
+
+
 @pytest.mark.parametrize("more", [{"prompt": ["one", "two"]}, {"n": 2}, {"best_of": 3}])
 async def test_what_completions_cannot_do_is_a_bad_request(openai_client: openai.OpenAI, more: Any) -> None:
     asked: Any = {"model": "tiny", "prompt": "rivers", **more}
