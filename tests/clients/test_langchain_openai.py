@@ -60,6 +60,15 @@ async def test_a_chat_in_asyncio(langchain: Any, place: dict[str, Any]) -> None:
     assert "".join(part.content for part in parts) == whole.content
 
 
+async def test_a_chat_by_the_responses_api(langchain: Any, place: dict[str, Any], books: Any) -> None:
+    chat = langchain.ChatOpenAI(model="tiny", use_responses_api=True, **place)
+    whole = await in_thread(lambda: chat.invoke("rivers"))
+    parts = await in_thread(lambda: list(chat.stream("rivers")))
+    assert whole.text
+    assert "".join(part.text for part in parts) == whole.text
+    assert {row["endpoint"] for row in await books.rows(2)} == {"/v1/responses"}
+
+
 async def test_tools_go_round(chat: Any, mock_ollama: Any) -> None:
     bound = chat.bind_tools([weather])
     messages: list[Any] = [{"role": "user", "content": "[[tool:weather]]"}]

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import trio
 
-from neuronetz.access.keys import generate
+from neuronetz.access.keys import PREFIX_LENGTH, generate
 from tests.clients.threads import in_asyncio, in_thread
 
 
@@ -90,19 +91,37 @@ async def test_a_rate_limit_says_when_to_come_again(client_of: Any, make_key: An
 
 
 async def test_a_limit_that_passes_is_waited_out(
-    client_of: Any, make_key: Any, mock_ollama: Any, books: Any
+    client_of: Any, make_key: Any, gateway: Any, mock_ollama: Any, books: Any
 ) -> None:
     narrow = await make_key("narrow", concurrency=1)
-    with client_of(narrow) as client:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(in_thread, lambda: chat(client, "[[ttft:0.5]]"))
-            with trio.fail_after(5):
-                await mock_ollama.stats.wait_for(lambda stats: stats.open == 1)
-            retrying = client.with_options(max_retries=2)
-            reply = await in_thread(lambda: chat(retrying))
-    assert reply.choices[0].finish_reason == "stop"
+    replies: list[Any] = []
+    held = trio.CancelScope()
+
+    async def hold() -> None:
+        body = {"model": "tiny", "messages": say("[[ttft:60]]")}
+        with held:
+            async with httpx.AsyncClient(trust_env=False, timeout=60) as other:
+                await other.post(
+                    f"{gateway.base_url}/v1/chat/completions",
+                    json=body,
+                    headers={"authorization": f"Bearer {narrow}"},
+                )
+
+    async def retry() -> None:
+        with client_of(narrow, max_retries=2) as client:
+            replies.append(await in_thread(lambda: chat(client)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold)
+        with trio.fail_after(5):
+            await mock_ollama.stats.wait_for(lambda stats: stats.open == 1)
+        nursery.start_soon(retry)
+        [refused] = await books.rows(1)
+        held.cancel()
+    assert refused["outcome"] == "concurrency_limited"
+    assert replies[0].choices[0].finish_reason == "stop"
     rows = await books.rows(3)
-    assert sorted(row["outcome"] for row in rows) == ["completed", "completed", "concurrency_limited"]
+    assert [row["outcome"] for row in rows] == ["client_disconnected", "concurrency_limited", "completed"]
     assert rows[2]["started_at"] - rows[1]["started_at"] >= timedelta(seconds=0.9)
 
 
@@ -148,6 +167,45 @@ async def test_an_error_in_mid_stream_is_raised(openai_client: openai.OpenAI, bo
     assert "secret" not in str(failed.value.body)
     [row] = await books.rows(1)
     assert row["outcome"] == "upstream_error"
+
+
+async def test_a_key_revoked_in_mid_stream_is_raised(
+    openai_client: openai.OpenAI, key: str, mock_ollama: Any, books: Any
+) -> None:
+    failures: list[openai.APIError] = []
+
+    def ask() -> None:
+        with pytest.raises(openai.APIError) as failed:
+            list(chat(openai_client, "[[tokens:10000]] [[tps:50]]", stream=True))
+        failures.append(failed.value)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, ask)
+        with trio.fail_after(5):
+            await mock_ollama.stats.wait_for(lambda stats: stats.tokens > 3)
+        await books.postgres.execute("INSERT INTO gateway.revocations (prefix) VALUES ($1)", key[:PREFIX_LENGTH])
+    assert failures[0].code == "invalid_api_key"
+    assert failures[0].type == "authentication_error"
+
+
+@pytest.mark.parametrize("failure", ["", "[[fail:stall]]"])
+async def test_a_model_that_is_slow_to_begin_keeps_its_client(
+    asyncio_loop: Any, settings: Any, run_gateway: Any, key: str, failure: str
+) -> None:
+    """Comments come meanwhile, which the client passes over; after them a failure is one in mid-stream."""
+    changes = {"sse_heartbeat_s": 0.05, "first_byte_timeout_s": 1.0}
+    async with run_gateway(settings.model_copy(update=changes)) as gateway:
+        with openai.OpenAI(base_url=f"{gateway.base_url}/v1", api_key=key, max_retries=0, timeout=0.7) as client:
+
+            def ask() -> list[Any]:
+                return list(chat(client, failure or "[[ttft:0.9]]", stream=True))
+
+            if failure:
+                with pytest.raises(openai.APIError, match="did not answer in time"):
+                    await in_thread(ask)
+            else:
+                chunks = await in_thread(ask)
+                assert chunks[-1].choices[0].finish_reason == "stop"
 
 
 async def test_the_async_client_raises_the_same(gateway: Any, key: str) -> None:

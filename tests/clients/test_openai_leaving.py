@@ -107,7 +107,7 @@ async def test_a_whole_reply_that_is_cancelled(gateway: Any, key: str, mock_olla
 async def test_a_client_whose_patience_ends(
     openai_client: openai.OpenAI, mock_ollama: Any, books: Any, stream: Any
 ) -> None:
-    hasty = openai_client.with_options(timeout=0.3)
+    hasty = openai_client.with_options(timeout=0.6)
     with pytest.raises(openai.APITimeoutError):
         await in_thread(lambda: hasty.chat.completions.create(model="tiny", messages=SILENT, stream=stream))
     await nothing_is_left(mock_ollama, books)
@@ -116,7 +116,7 @@ async def test_a_client_whose_patience_ends(
 async def test_each_new_try_finds_the_slot_free(gateway: Any, make_key: Any, mock_ollama: Any, books: Any) -> None:
     narrow = await make_key("narrow", concurrency=1)
     with (
-        openai.OpenAI(base_url=f"{gateway.base_url}/v1", api_key=narrow, timeout=0.3, max_retries=1) as client,
+        openai.OpenAI(base_url=f"{gateway.base_url}/v1", api_key=narrow, timeout=0.6, max_retries=1) as client,
         pytest.raises(openai.APITimeoutError),
     ):
         await in_thread(lambda: client.chat.completions.create(model="tiny", messages=SILENT))
@@ -127,7 +127,7 @@ async def test_silence_in_mid_stream_ends_a_clients_patience(
     openai_client: openai.OpenAI, mock_ollama: Any, books: Any
 ) -> None:
     def ask() -> int:
-        hasty = openai_client.with_options(timeout=0.5)
+        hasty = openai_client.with_options(timeout=0.6)
         stalled: Any = [{"role": "user", "content": "[[fail:stall_stream]] [[after:2]]"}]
         read = 0
         try:

@@ -139,3 +139,24 @@ async def test_arguments_that_are_no_object_are_a_bad_request(openai_client: ope
             lambda: openai_client.chat.completions.create(model="tiny", messages=messages, tools=TOOLS)
         )
     assert refused.value.param == "messages[1].tool_calls[0].function.arguments"
+
+
+async def test_a_message_kept_with_all_its_nulls_goes_back(openai_client: openai.OpenAI, mock_ollama: Any) -> None:
+    """As applications keep it: the whole object, and the tool's answer in parts."""
+    messages = asked("[[tool:tides]]")
+    first = await in_thread(
+        lambda: openai_client.chat.completions.create(model="tiny", messages=messages, tools=TOOLS)
+    )
+    kept = first.choices[0].message.model_dump()
+    assert kept["refusal"] is None
+    parts = [{"type": "text", "text": "high"}, {"type": "text", "text": "at noon"}]
+    messages += [kept, {"role": "tool", "tool_call_id": kept["tool_calls"][0]["id"], "content": parts}]
+    second = await in_thread(
+        lambda: openai_client.chat.completions.create(model="tiny", messages=messages, tools=TOOLS)
+    )
+    assert second.choices[0].finish_reason == "stop"
+    answers = last_body(mock_ollama)["messages"][2:]
+    assert [(answer["tool_name"], answer["content"]) for answer in answers] == [
+        ("tides", "high"),
+        ("tides", "at noon"),
+    ]
