@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from neuronetz.errors import EndpointBlocked, GatewayError, MethodNotAllowed, NotFound
 
-Dialect = Literal["ollama", "openai"]
+Dialect = Literal["ollama", "openai", "anthropic"]
 
 
 class Kind(Enum):
@@ -36,6 +36,7 @@ ROUTES = (
     Route(GET, "/", Kind.PAGE, "banner"),
     Route(GET, "/healthz", Kind.PAGE, "healthz"),
     Route(GET, "/readyz", Kind.PAGE, "readyz"),
+    Route(GET, "/openapi.json", Kind.PAGE, "openapi"),
     Route(GET, "/api/version", Kind.READ, "version"),
     Route(GET, "/api/tags", Kind.READ, "tags"),
     Route(GET, "/api/ps", Kind.READ, "ps"),
