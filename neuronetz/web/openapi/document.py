@@ -10,7 +10,7 @@ from neuronetz.web.openapi.answers import ERRORS, HEADERS, QUOTA_HEADERS, header
 from neuronetz.web.openapi.anthropic_schemas import ANTHROPIC
 from neuronetz.web.openapi.ollama_schemas import OLLAMA
 from neuronetz.web.openapi.openai_schemas import OPENAI
-from neuronetz.web.openapi.operations import OPERATIONS, Operation
+from neuronetz.web.openapi.operations import EVENTS, NDJSON, OPERATIONS, Operation
 from neuronetz.web.openapi.responses_schemas import RESPONSES
 from neuronetz.web.openapi.shapes import MODEL, OBJECT, SHARED, TEXT, ref, reply, said
 from neuronetz.web.routes import ROUTES, Kind, Route, match
@@ -80,6 +80,9 @@ def document() -> dict[str, Any]:
     }
 
 
+# OpenAPI 3.1 has no word for what a stream's pieces are: ``x-itemSchema`` is what 3.2 calls ``itemSchema``.
+_STREAMS = {NDJSON: TEXT, EVENTS: reply({"event": TEXT, "data": TEXT}, ("event",))}
+
 _MODEL_IN_PATH = {
     "name": "model",
     "in": "path",
@@ -140,7 +143,7 @@ def _responses(route: Route, about: Operation, method: str) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": ref(about.gives)}}
     if about.stream:
         content[about.stream] = {
-            "schema": said(TEXT, f"Each line's or event's data is a {about.item}."),
+            "schema": said(_STREAMS[about.stream], f"Each line, or each event's data, is a {about.item}."),
             "x-itemSchema": ref(about.item),
         }
     replies = {

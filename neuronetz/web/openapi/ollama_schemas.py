@@ -30,8 +30,8 @@ _TYPE = any_of(TEXT, list_of(TEXT))
 
 _KEEP_ALIVE = said(
     any_of(
-        {"type": "number", "minimum": -3.4e38, "exclusiveMaximum": 0},
-        {"type": "number", "minimum": 1e-9, "maximum": 3.4e38},
+        {"type": "number", "minimum": -(2**63), "exclusiveMaximum": 0},
+        {"type": "number", "minimum": 1e-9, "maximum": 2**63 - 1},
         {"type": "string", "maxLength": 64, "pattern": r"^-?(?:[1-9][0-9]{0,8}(?:\.[0-9]{1,9})?(?:ms|s|m|h))+$"},
     ),
     "Seconds, or a duration such as 1h30m: how long the model stays loaded, raised to 60 s and capped. Negative "
@@ -166,7 +166,7 @@ OLLAMA: dict[str, Schema] = {
     ),
     "OllamaEmbeddings": body({**_SHARED, "prompt": TEXT}, ("model",)),
     "OllamaShow": body(
-        {"model": MODEL, "name": said(MODEL, "An older name of the field model."), "verbose": BOOLEAN},
+        {"model": MODEL, "name": said(MODEL, "What model was called in older versions."), "verbose": BOOLEAN},
         anyOf=[
             {"required": ["model"], "properties": {"model": MODEL}},
             {"required": ["name"], "properties": {"name": MODEL}},

@@ -17,6 +17,7 @@ from neuronetz.web.openapi.shapes import (
     constant,
     list_of,
     messages,
+    one_of,
     ref,
     reply,
     said,
@@ -119,6 +120,8 @@ OPENAI: dict[str, Schema] = {
             "suffix": TEXT,
             "logprobs": said(whole(0, 20), "How many alternatives of each token to tell; 0 is none."),
             "stop": said(any_of(TEXT, list_of(TEXT)), "A text or several that end the completion."),
+            "echo": said(BOOLEAN, "Whether the text begins with the prompt."),
+            "best_of": _ONE,
         },
         ("model",),
         description="Fields that are not listed are taken and dropped.",
@@ -129,7 +132,8 @@ OPENAI: dict[str, Schema] = {
             "input": said(any_of(TEXT, list_of(TEXT, minItems=1)), "A text or several; tokens are refused."),
             "dimensions": whole(0, INT32),
             "encoding_format": said(
-                TEXT, "float (the default) or base64, in any case: little-endian 32-bit floats."
+                one_of("float", "base64", ""),
+                "base64 is that of little-endian 32-bit floats. Case does not count.",
             ),
         },
         ("model", "input"),

@@ -35,7 +35,9 @@ RESPONSES: dict[str, Schema] = {
             "max_output_tokens": whole(),
             "temperature": said(REAL, "1 unless said otherwise."),
             "top_p": REAL,
-            "reasoning": body({"effort": ref("Effort")}),
+            "metadata": said({"type": "object", "additionalProperties": TEXT}, "Echoed in the reply."),
+            "parallel_tool_calls": said(BOOLEAN, "Echoed in the reply."),
+            "reasoning": body({"effort": ref("Effort"), "summary": TEXT}),
             "text": body({"format": body({"type": TEXT, "schema": OBJECT})}),
             "tools": list_of(ref("FunctionTool"), maxItems=MOST_TOOLS),
             "tool_choice": said(ANYTHING, '"none" leaves the tools out; anything else is not heeded.'),
@@ -68,7 +70,7 @@ RESPONSES: dict[str, Schema] = {
     },
     "InputPart": {
         "anyOf": [
-            body({"type": one_of("input_text", "output_text"), "text": TEXT}, ("type", "text")),
+            body({"type": one_of("input_text", "output_text", "text"), "text": TEXT}, ("type",)),
             body({"type": constant("input_image"), "image_url": ref("ImageUri")}, ("type", "image_url")),
         ],
         "description": "Files are refused.",
