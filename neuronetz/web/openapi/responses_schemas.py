@@ -21,6 +21,8 @@ from neuronetz.web.openapi.shapes import (
     whole,
 )
 
+_NAME: Schema = {"type": "string", "minLength": 1}
+_TEXTS = list_of(body({"type": TEXT, "text": TEXT}))
 _OUTPUT = any_of(TEXT, list_of(ref("InputPart")))
 
 RESPONSES: dict[str, Schema] = {
@@ -38,13 +40,26 @@ RESPONSES: dict[str, Schema] = {
             "metadata": said({"type": "object", "additionalProperties": TEXT}, "Echoed in the reply."),
             "parallel_tool_calls": said(BOOLEAN, "Echoed in the reply."),
             "reasoning": body({"effort": ref("Effort"), "summary": TEXT}),
-            "text": body({"format": body({"type": TEXT, "schema": OBJECT})}),
+            "text": body({"format": ref("ResponseFormat")}),
             "tools": list_of(ref("FunctionTool"), maxItems=MOST_TOOLS),
             "tool_choice": said(ANYTHING, '"none" leaves the tools out; anything else is not heeded.'),
         },
         ("model", "input"),
         description="Fields that are not listed are taken and dropped. Nothing is stored: previous_response_id, "
         "conversation, store, background and include change nothing.",
+    ),
+    "ResponseFormat": body(
+        {
+            "type": said(TEXT, "text, json_object or json_schema, which needs a schema."),
+            "name": TEXT,
+            "description": TEXT,
+            "schema": OBJECT,
+            "strict": BOOLEAN,
+        },
+        anyOf=[
+            {"properties": {"type": {"enum": ["text", "json_object", None]}}},
+            {"properties": {"type": constant("json_schema"), "schema": OBJECT}, "required": ["type", "schema"]},
+        ],
     ),
     "InputItem": {
         "anyOf": [
@@ -57,28 +72,54 @@ RESPONSES: dict[str, Schema] = {
                 ("role", "content"),
             ),
             body(
-                {"type": constant("function_call"), "call_id": TEXT, "name": TEXT, "arguments": ref("Arguments")},
+                {
+                    "type": constant("function_call"),
+                    "call_id": TEXT,
+                    "name": _NAME,
+                    "namespace": _NAME,
+                    "arguments": ref("Arguments"),
+                },
                 ("type", "call_id", "name"),
             ),
             body(
                 {"type": constant("function_call_output"), "call_id": TEXT, "output": _OUTPUT},
-                ("type", "call_id", "output"),
+                ("type", "call_id"),
             ),
-            body({"type": constant("reasoning"), "encrypted_content": TEXT}, ("type",)),
+            body(
+                {"type": constant("reasoning"), "encrypted_content": TEXT, "content": _TEXTS, "summary": _TEXTS},
+                ("type",),
+            ),
         ],
         "description": "A message, a call of a function, its output, or what was thought before.",
     },
-    "InputPart": {
-        "anyOf": [
-            body({"type": one_of("input_text", "output_text", "text"), "text": TEXT}, ("type",)),
-            body({"type": constant("input_image"), "image_url": ref("ImageUri")}, ("type", "image_url")),
+    "InputPart": body(
+        {
+            "type": one_of("input_text", "output_text", "text", "refusal", "input_image"),
+            "text": TEXT,
+            "refusal": TEXT,
+            "image_url": ref("ImageUri"),
+        },
+        ("type",),
+        anyOf=[
+            {"properties": {"type": one_of("input_text", "output_text", "text", "refusal")}},
+            {
+                "properties": {"type": constant("input_image"), "image_url": TEXT},
+                "required": ["type", "image_url"],
+            },
         ],
-        "description": "Files are refused.",
-    },
+        description="Files are refused.",
+    ),
     "FunctionTool": body(
-        {"type": constant("function"), "name": TEXT, "description": TEXT, "parameters": ref("ToolParameters")},
+        {
+            "type": constant("function"),
+            "name": _NAME,
+            "description": TEXT,
+            "parameters": ref("ToolParameters"),
+            "strict": BOOLEAN,
+        },
         ("type", "name"),
-        description="Tools of other types are left out: nothing here runs them.",
+        description="Or a namespace of functions: of type namespace, with a name and tools. Tools of other types "
+        "are left out: nothing here runs them.",
     ),
     "Response": reply(
         {
