@@ -26,6 +26,7 @@ from neuronetz.web.openapi.shapes import (
 
 _NUMBER: Schema = {"type": "number"}
 _LOGPROBS = {"type": ["object", "null"]}
+_NAME: Schema = {"type": "string", "maxLength": 256}
 _ONE = said({"type": "integer", "const": 1}, "A request has one choice.")
 
 _SHARED = {
@@ -109,7 +110,7 @@ OPENAI: dict[str, Schema] = {
         {
             "id": TEXT,
             "type": ANYTHING,
-            "function": body({"name": TEXT, "arguments": ref("Arguments")}, ("name",)),
+            "function": body({"name": _NAME, "arguments": ref("Arguments")}, ("name",)),
         },
         ("function",),
     ),

@@ -21,7 +21,7 @@ from neuronetz.web.openapi.shapes import (
     whole,
 )
 
-_NAME: Schema = {"type": "string", "minLength": 1}
+_NAME: Schema = {"type": "string", "maxLength": 256}
 _TEXTS = list_of(body({"type": TEXT, "text": TEXT}))
 _OUTPUT = any_of(TEXT, list_of(ref("InputPart")))
 
