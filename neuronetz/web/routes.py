@@ -37,6 +37,7 @@ ROUTES = (
     Route(GET, "/", Kind.PAGE, "banner"),
     Route(GET, "/healthz", Kind.PAGE, "healthz"),
     Route(GET, "/readyz", Kind.PAGE, "readyz"),
+    Route(GET, "/openapi.json", Kind.PAGE, "openapi"),
     Route(GET, "/api/version", Kind.READ, "version"),
     Route(GET, "/api/tags", Kind.READ, "tags"),
     Route(GET, "/api/ps", Kind.READ, "ps"),
