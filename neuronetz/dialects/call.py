@@ -81,10 +81,11 @@ class Call(Protocol):
     @property
     def provoking(self) -> bool: ...
 
-    def upstream_body(self, model: str, predict: int | None) -> bytes:
+    def upstream_body(self, model: str, predict: int | None, *, thinks: bool = True) -> bytes:
         """The body for the upstream, written anew, for ``model`` (the checked name).
 
         ``predict`` is the cap of completion tokens to write into it; None leaves the client's own alone.
+        ``thinks``: the model is known to think, which some dialects ask for only where it can be had.
         """
         ...
 

@@ -263,7 +263,7 @@ class Exchange:
         account.served = model = rooms.discovery.resolve(account.principal, call.model)
         if asked.problem is not None:
             raise asked.problem
-        body = call.upstream_body(model, predict)
+        body = call.upstream_body(model, predict, thinks=rooms.discovery.thinks(model))
         if not request.inference:
             return Ending(_JSON, await rooms.reads.show(body))
         relay = Relay(call, self._delivery, account, running)

@@ -48,6 +48,7 @@ ROUTES = (
     Route(POST, "/api/embeddings", Kind.INFERENCE, "/api/embeddings", has_body=True),
     Route(POST, "/v1/chat/completions", Kind.INFERENCE, "/v1/chat/completions", has_body=True),
     Route(POST, "/v1/responses", Kind.INFERENCE, "/v1/responses", has_body=True),
+    Route(POST, "/v1/messages", Kind.INFERENCE, "/v1/messages", has_body=True),
     Route(GET, "/v1/models", Kind.READ, "models"),
     Route(GET, "/v1/models/{model}", Kind.READ, "model"),
 )
