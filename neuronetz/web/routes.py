@@ -47,6 +47,8 @@ ROUTES = (
     Route(POST, "/api/embed", Kind.INFERENCE, "/api/embed", has_body=True),
     Route(POST, "/api/embeddings", Kind.INFERENCE, "/api/embeddings", has_body=True),
     Route(POST, "/v1/chat/completions", Kind.INFERENCE, "/v1/chat/completions", has_body=True),
+    Route(POST, "/v1/completions", Kind.INFERENCE, "/v1/completions", has_body=True),
+    Route(POST, "/v1/embeddings", Kind.INFERENCE, "/v1/embeddings", has_body=True),
     Route(POST, "/v1/responses", Kind.INFERENCE, "/v1/responses", has_body=True),
     Route(POST, "/v1/messages", Kind.INFERENCE, "/v1/messages", has_body=True),
     Route(GET, "/v1/models", Kind.READ, "models"),
