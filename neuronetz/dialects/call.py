@@ -38,6 +38,9 @@ class Reply(Protocol):
     too_large: bool
     """Whether it FAILED for being larger than it may be."""
 
+    gathered: int
+    """Bytes that were fed and not returned yet, but for a line's beginning: what ``eof`` has to work through."""
+
     @property
     def counts(self) -> Counts:
         """The tokens so far: reported once finished, before that counted from what was delivered."""
