@@ -461,3 +461,14 @@ async def test_a_client_that_stops_reading_is_not_kept_by_comments(
         await books.settled(within_s=0.2)
         [row] = await books.rows(1)
         assert row["outcome"] == "client_stalled"
+
+
+async def test_a_reply_of_a_million_numbers_is_translated_whole(client: httpx.AsyncClient, books: Any) -> None:
+    asked = {"model": "embed", "input": ["rivers"] * 50, "dimensions": 4000}
+    floats = (await client.post("/v1/embeddings", json=asked)).json()["data"]
+    packed = (await client.post("/v1/embeddings", json={**asked, "encoding_format": "base64"})).json()["data"]
+    assert [len(item["embedding"]) for item in floats] == [4000] * 50
+    for one, other in zip(floats, packed, strict=True):
+        numbers = struct.unpack("<4000f", base64.b64decode(other["embedding"]))
+        assert numbers == pytest.approx(one["embedding"], rel=1e-6)
+    assert [row["outcome"] for row in await books.rows(2)] == ["completed"] * 2
