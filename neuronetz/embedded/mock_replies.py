@@ -13,6 +13,7 @@ potent jugs of liquid amber beneath old stone towers"""
 WORDS = _TEXT.split()
 
 EMBEDDING_LENGTH = 8
+MOST_DIMENSIONS = 8192
 CONTEXT_LENGTH = 8192
 # What no client of a gateway may ever read.
 SECRET_TEXT = "secret upstream text: runner at /var/lib/ollama/blobs (127.0.0.1:34567) failed"  # noqa: S105
@@ -126,8 +127,8 @@ def show(name: str, *, thinks: bool) -> dict[str, Any]:
 
 
 def embedding(text: str, dimensions: int | None = None) -> list[float]:
-    """A unit vector that depends on the text alone."""
-    size = dimensions or EMBEDDING_LENGTH
+    """A unit vector that depends on the text alone. As at Ollama, a model has no more than it has."""
+    size = min(dimensions or EMBEDDING_LENGTH, MOST_DIMENSIONS)
     raw: Iterable[int] = hashlib.shake_256(text.encode("utf-8", "replace")).digest(size)
     values = [byte - 127.5 for byte in raw]
     length = sum(value * value for value in values) ** 0.5

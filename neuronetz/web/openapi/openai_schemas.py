@@ -117,7 +117,7 @@ OPENAI: dict[str, Schema] = {
     "CompletionRequest": body(
         {
             **_SHARED,
-            "prompt": said(any_of(TEXT, list_of(TEXT, maxItems=1)), "One text; tokens are refused."),
+            "prompt": said(any_of(TEXT, list_of(TEXT, minItems=1, maxItems=1)), "One text; tokens are refused."),
             "suffix": TEXT,
             "logprobs": said(whole(0, 20), "How many alternatives of each token to tell; 0 is none."),
             "stop": said(any_of(TEXT, list_of(TEXT)), "A text or several that end the completion."),
