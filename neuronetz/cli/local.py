@@ -201,6 +201,7 @@ def _greeting(command: str, gateway: Gateway, key: str, models: list[str]) -> st
     base, auth = gateway.base_url, f'-H "Authorization: Bearer {key}"'
     model = min(models, key=lambda name: ("embed" in name, "/" in name, name), default="MODEL")
     chat = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
+    events = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}], "stream": True})
     whole = json.dumps({"model": model, "prompt": "Say hello.", "stream": False})
     return f"""
 neuronetz {command} is ready
@@ -214,6 +215,9 @@ Paste any of these into another terminal:
 
   # a streaming chat (NDJSON)
   curl -N {base}/api/chat {auth} -d '{chat}'
+
+  # the same for OpenAI's clients: base_url {base}/v1
+  curl -N {base}/v1/chat/completions {auth} -d '{events}'
 
   # one whole reply, and the request's headers
   curl -i {base}/api/generate {auth} -d '{whole}'

@@ -82,7 +82,7 @@ async def test_the_greetings_commands_do_what_they_say(own_folder: Path, launch:
                 assert chunk, errors.decode()
                 greeting += chunk
         commands = [line.strip() for line in greeting.decode().splitlines() if line.strip().startswith("curl ")]
-        assert len(commands) == 5
+        assert len(commands) == 6
         statuses = []
         async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
             for command in commands:
@@ -92,7 +92,7 @@ async def test_the_greetings_commands_do_what_they_say(own_folder: Path, launch:
                 data = next((words[n + 1] for n, word in enumerate(words) if word == "-d"), None)
                 reply = await client.request("POST" if data else "GET", url, headers=headers, content=data)
                 statuses.append(reply.status_code)
-        assert statuses == [200, 200, 200, 401, 403]
+        assert statuses == [200, 200, 200, 200, 401, 403]
         process.send_signal(signal.SIGINT)
         with trio.fail_after(30):
             assert await process.wait() == 0
