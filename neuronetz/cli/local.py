@@ -199,7 +199,7 @@ async def _healthy(gateway: Gateway) -> None:
 
 def _greeting(command: str, gateway: Gateway, key: str, models: list[str]) -> str:
     base, auth = gateway.base_url, f'-H "Authorization: Bearer {key}"'
-    model = min(models, key=lambda name: ("embed" in name, "/" in name, name), default="MODEL")
+    model = min(models, key=lambda name: ("embed" in name, "/" in name, len(name), name), default="MODEL")
     chat = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
     events = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}], "stream": True})
     whole = json.dumps({"model": model, "prompt": "Say hello.", "stream": False})
