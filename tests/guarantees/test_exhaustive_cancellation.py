@@ -200,4 +200,5 @@ async def forget(gateway: Gateway, books: Any) -> None:
     for name in await books.redis.command("KEYS", "gateway:key:*"):
         await books.redis.command("DEL", name)
     for connection in gateway._upstream._client._transport._pool.connections:
-        await connection.aclose()
+        if connection.is_idle():  # and not the one on which the models are being discovered
+            await connection.aclose()
