@@ -75,7 +75,7 @@ async def leases(patient: Patient) -> list[Finding]:
         if old:
             hint = f"end that process: its slots are then given back within {settings.dead_after_s + 5:.0f} s"
             findings.append(failed(f"leases of {instance} are older than an exchange may be: {len(old)}", hint))
-        if living and (verdict := _of_the_dead(found, instance, settings.dead_after_s)) is not None:
+        if living and (verdict := await _of_the_dead(redis, found, instance, settings.dead_after_s)) is not None:
             findings.append(
                 failed(f"{len(living)} leases of {instance}, {verdict}", _hint(found, instance, names))
             )
@@ -117,7 +117,8 @@ async def rows(patient: Patient) -> list[Finding]:
             ages += await _ages(redis, name, under_way, found.now_s)
         waiting += len(ages)
         oldest_s = max([oldest_s, *ages])
-        if ages and (verdict := _of_the_dead(found, instance, patient.settings.dead_after_s)) is not None:
+        dead_after_s = patient.settings.dead_after_s
+        if ages and (verdict := await _of_the_dead(redis, found, instance, dead_after_s)) is not None:
             hint = _hint(found, instance, names)
             findings.append(failed(f"{len(ages)} audit rows of {instance}, {verdict}", hint))
     if oldest_s > _LONG_S:
@@ -128,10 +129,12 @@ async def rows(patient: Patient) -> list[Finding]:
     return findings or [ok(f"audit rows on their way: {waiting}")]
 
 
-def _of_the_dead(found: Holdings, instance: str, dead_after_s: float) -> str | None:
+async def _of_the_dead(redis: Redis, found: Holdings, instance: str, dead_after_s: float) -> str | None:
     """What is wrong with an instance that holds something; None where it lives, or died a moment ago."""
     if instance not in found.beats:
-        return "which no gateway knows of"
+        # It may have been started since.
+        known = await redis.command("ZSCORE", keyspace.INSTANCES, instance)
+        return "which no gateway knows of" if known is None else None
     silent_s = found.now_s - found.beats[instance]
     return f"dead for {silent_s:.0f} s" if silent_s > dead_after_s + _TAKE_OVER_S else None
 
