@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import msgspec
@@ -13,6 +14,7 @@ from neuronetz.models.discovery import read_tags
 
 _TIMEOUT_S = 5.0
 _CONNECT_S = 0.5
+_NAME_S = 1.0
 
 # Addresses that are nobody's: a datagram socket that is "connected" to one sends nothing, and tells by which
 # address this host would.
@@ -63,7 +65,7 @@ async def exposure(patient: Patient) -> list[Finding]:
     if open_at:
         hint = "whoever reaches it needs no key: set OLLAMA_HOST=127.0.0.1 where Ollama is started"
         return [warning(f"Ollama answers at {', '.join(open_at)} too, port {port}", hint)]
-    return [ok("Ollama answers on loopback alone")]
+    return [ok("no other address of this host leads to Ollama")]
 
 
 async def outside_addresses() -> list[str]:
@@ -76,11 +78,10 @@ async def outside_addresses() -> list[str]:
                 found.add(sock.getsockname()[0])
         except OSError:
             continue
-    try:
+    # A host's own name may be one that a name service is asked for in vain.
+    with trio.move_on_after(_NAME_S), suppress(OSError):
         answers = await trio.socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
         found |= {str(address[0]).partition("%")[0] for *_, address in answers}
-    except OSError:
-        pass
     return sorted(address for address in found if not ipaddress.ip_address(address).is_loopback)
 
 

@@ -1,12 +1,25 @@
 """neuronetz doctor, as its user sees it."""
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import structlog
 
 from neuronetz.doctor.examination import STEPS
+
+
+@pytest.fixture(autouse=True)
+def logs_restored() -> Iterator[None]:
+    """The command sets logging up for its whole process, which is that of the other tests too."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 @pytest.fixture

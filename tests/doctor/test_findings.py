@@ -370,7 +370,9 @@ async def test_an_ollama_that_answers_at_other_addresses_too(
         return ["127.0.0.2"]
 
     monkeypatch.setattr(ollama, "outside_addresses", another)
-    assert (await findings("ollama exposure"))["ollama exposure"][0].what == "Ollama answers on loopback alone"
+    assert (await findings("ollama exposure"))["ollama exposure"][
+        0
+    ].what == "no other address of this host leads to Ollama"
     async with run_mock_ollama(MockOptions(), host="0.0.0.0") as mock:
         port = mock.url.rsplit(":", 1)[1]
         found = await bad("ollama exposure", ollama_url=f"http://127.0.0.1:{port}")
