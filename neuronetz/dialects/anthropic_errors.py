@@ -9,13 +9,15 @@ _TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
+    413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
     529: "overloaded_error",
 }
 
 
-def anthropic_error(error: GatewayError, request_id: str) -> dict[str, Any]:
-    """The whole object of a reply that is an error."""
+def anthropic_error(error: GatewayError, request_id: str | None = None) -> dict[str, Any]:
+    """The whole object of a reply that is an error; within a stream there is no ``request_id`` in it."""
     kind = _TYPES.get(error.status, "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    named = {} if request_id is None else {"request_id": request_id}
+    return {"type": "error", "error": {"type": kind, "message": error.message}, **named}

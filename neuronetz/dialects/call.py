@@ -38,6 +38,9 @@ class Reply(Protocol):
     too_large: bool
     """Whether it FAILED for being larger than it may be."""
 
+    gathered: int
+    """Bytes that were fed and not returned yet, but for a line's beginning: what ``eof`` has to work through."""
+
     @property
     def counts(self) -> Counts:
         """The tokens so far: reported once finished, before that counted from what was delivered."""
@@ -81,10 +84,11 @@ class Call(Protocol):
     @property
     def provoking(self) -> bool: ...
 
-    def upstream_body(self, model: str, predict: int | None) -> bytes:
+    def upstream_body(self, model: str, predict: int | None, *, thinks: bool = True) -> bytes:
         """The body for the upstream, written anew, for ``model`` (the checked name).
 
         ``predict`` is the cap of completion tokens to write into it; None leaves the client's own alone.
+        ``thinks``: the model is known to think, which some dialects ask for only where it can be had.
         """
         ...
 

@@ -4,7 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from neuronetz.dialects import json_body, openai_chat, openai_responses
+from neuronetz.dialects import (
+    anthropic_messages,
+    json_body,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_responses,
+)
 from neuronetz.dialects.body_policy import BodyPolicy
 from neuronetz.dialects.fields import Wrong
 from neuronetz.dialects.native_call import NativeCall
@@ -32,8 +39,13 @@ _ENDPOINTS: dict[str, _Endpoint] = {
     "/api/embeddings": _Endpoint("embeddings", None),
     "/api/show": _Endpoint("show", None),
     "/v1/chat/completions": _Endpoint("chat", False, openai_chat.translate),
+    "/v1/completions": _Endpoint("generate", False, openai_completions.translate),
+    "/v1/embeddings": _Endpoint("embed", None, openai_embeddings.translate),
     "/v1/responses": _Endpoint("chat", False, openai_responses.translate),
+    "/v1/messages": _Endpoint("chat", False, anthropic_messages.translate),
 }
+
+ENDPOINTS = tuple(_ENDPOINTS)
 
 
 def parse_call(endpoint: str, data: bytes, policy: BodyPolicy) -> NativeCall:
@@ -66,6 +78,7 @@ def _fill(call: NativeCall, row: _Endpoint, data: bytes) -> None:
         return
     translation = row.translate(given)
     call.writers = translation.writers
+    call.optional_think = translation.optional_think
     call.fill(translation.body)
 
 

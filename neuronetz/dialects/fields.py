@@ -45,6 +45,11 @@ class Struct:
         self._folded = {fold(name): name for name in fields}
         self._required = tuple(required)
 
+    @property
+    def fields(self) -> Mapping[str, Check]:
+        """The known fields."""
+        return self._fields
+
     def __call__(self, value: Any) -> dict[str, Any]:
         if type(value) is not dict:
             raise Wrong("must be an object")

@@ -30,7 +30,8 @@ class NativeCall:
     """A body for one of Ollama's endpoints, checked (``dialects.call.Call``).
 
     ``kind`` is the endpoint's name (``chat``); ``body`` holds the checked fields but for ``model`` and
-    ``stream``; ``writers`` write the reply in the caller's dialect.
+    ``stream``; ``writers`` write the reply in the caller's dialect. ``optional_think``: a model that cannot
+    think is asked without.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class NativeCall:
     asked_predict: int | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     writers: Writers = NATIVE
+    optional_think: bool = False
 
     @property
     def generates(self) -> bool:
@@ -78,7 +80,7 @@ class NativeCall:
             "images" in message for message in body.get("messages", ())
         )
 
-    def upstream_body(self, model: str, predict: int | None) -> bytes:
+    def upstream_body(self, model: str, predict: int | None, *, thinks: bool = True) -> bytes:
         """The body for the upstream. Raises the call's problem if it has one."""
         if self.problem is not None:
             raise self.problem
@@ -87,6 +89,9 @@ class NativeCall:
             body["stream"] = self.stream
         if predict is not None and self.generates:
             body["options"] = {**self.body.get("options", {}), "num_predict": predict}
+        # Not to think is something that every model can do.
+        if self.optional_think and not thinks and body.get("think"):
+            del body["think"]
         return msgspec.json.encode(body)
 
     def reply(self, transcript: Transcript | None = None) -> Reply:

@@ -29,17 +29,18 @@ from neuronetz.dialects.openai_fields import (
 )
 from neuronetz.dialects.reply import Writers
 from neuronetz.dialects.translation import Translation
+from neuronetz.errors import InvalidRequest
 
 # Ollama's layer sends these where the client sends nothing: OpenAI's defaults, which are not Ollama's.
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 
 
 def translate(given: dict[str, Any]) -> Translation:
-    """The body for ``/api/chat``. Raises ``Wrong``."""
+    """The body for ``/api/chat``. Raises ``Wrong`` and ``InvalidRequest``."""
     body = _BODY(given)
     messages = body.get("messages")
     if not messages:
-        raise Wrong("[] is too short", "messages")
+        raise InvalidRequest("[] is too short - 'messages'", param="messages")
     options = sampling(body, _DEFAULTS)
     limit = body.get("max_completion_tokens", body.get("max_tokens"))
     if limit is not None:
@@ -157,7 +158,7 @@ class _Conversation:
         calls = self._calls(message.get("tool_calls", ()))
         content = message.get("content")
         if content is None:
-            if not calls:
+            if "tool_calls" not in message:
                 raise Wrong("invalid message format: is required", "content")
             content = ""
         # Ollama passes ``developer`` on; hardly a model's template knows it.
@@ -176,18 +177,17 @@ class _Conversation:
         return native
 
     def _calls(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        native = []
+        native: list[dict[str, Any]] = []
         for place, call in enumerate(calls):
             function = call["function"]
             try:
                 arguments = self._arguments.read(function.get("arguments", ""))
             except Wrong as wrong:
                 raise wrong.within(f"tool_calls[{place}].function.arguments") from None
-            named = {"id": call["id"]} if "id" in call else {}
-            native.append(
-                {**named, "function": {"index": place, "name": function["name"], "arguments": arguments}}
-            )
-            self._tools[call.get("id", "")] = function["name"]
+            native.append({"function": {"index": 0, "name": function["name"], "arguments": arguments}})
+            if call.get("id"):
+                native[-1]["id"] = call["id"]
+                self._tools[call["id"]] = function["name"]
         return native
 
     def _answered(self, message: dict[str, Any]) -> dict[str, str]:

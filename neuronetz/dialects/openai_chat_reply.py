@@ -6,40 +6,19 @@ import msgspec
 
 from neuronetz.dialects import sse
 from neuronetz.dialects.call import Counts
-from neuronetz.dialects.openai_errors import openai_error
+from neuronetz.dialects.openai_reply import FINGERPRINT, JSON, error_event, error_object, usage_of
 from neuronetz.dialects.reply import Line, Message, decode_line
 from neuronetz.dialects.sse import encode, unique, unix_seconds
 from neuronetz.dialects.tool_calls import ToolCall, read_calls
 from neuronetz.errors import GatewayError
 
-FINGERPRINT = "fp_ollama"
-
 _NOTHING = Message()
-
-
-def usage_of(counts: Counts) -> dict[str, int]:
-    """``usage``: what was charged."""
-    return {
-        "prompt_tokens": counts.prompt,
-        "completion_tokens": counts.completion,
-        "total_tokens": counts.prompt + counts.completion,
-    }
-
-
-def error_object(error: GatewayError) -> bytes:
-    """An error as a whole reply."""
-    return encode({"error": openai_error(error)})
-
-
-def error_event(error: GatewayError) -> bytes:
-    """An error as the end of a stream. Nothing follows it: ``[DONE]`` would tell of success."""
-    return sse.data({"error": openai_error(error)})
 
 
 class ChatObject:
     """A whole chat completion; ``model`` is the name that the client asked for."""
 
-    content_type = "application/json; charset=utf-8"
+    content_type = JSON
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -109,10 +88,8 @@ class ChatStream:
     def last(self, line: Line, raw: bytes, counts: Counts) -> bytes:
         """See ``dialects.reply.StreamWriter``."""
         message = line.message or _NOTHING
-        empty = not (
-            message.content or message.thinking or len(message.tool_calls) > 4 or _logprobs(line.logprobs)
-        )
-        ended = b"" if empty and not self._first else self.line(line, raw)
+        told = message.content or message.thinking or read_calls(message.tool_calls) or _logprobs(line.logprobs)
+        ended = self.line(line, raw) if told or self._first else b""
         reason = finish_reason(line, called=self._calls > 0)
         ended += self._head + b'[{"index":0,"delta":{},"finish_reason":' + encode(reason) + b"}]}\n\n"
         if self._usage:

@@ -121,6 +121,7 @@ class StreamedReply:
     ) -> None:
         self.state: ReplyState = ReplyState.OPEN
         self.too_large = False
+        self.gathered = 0
         self.content_type = writer.content_type
         self.heartbeat = writer.heartbeat
         self._writer = writer
@@ -206,13 +207,13 @@ class WholeReply:
     ) -> None:
         self.state: ReplyState = ReplyState.OPEN
         self.too_large = False
+        self.gathered = 0
         self.content_type = writer.content_type
         self._writer = writer
         self._prompt_estimate = prompt_estimate
         self._transcript = transcript
         self._max_bytes = max_bytes
         self._parts: list[bytes] = []
-        self._size = 0
         self._final: Counts | None = None
 
     @property
@@ -224,8 +225,8 @@ class WholeReply:
         """See ``dialects.call.Reply``."""
         if self.state is ReplyState.OPEN:
             self._parts.append(data)
-            self._size += len(data)
-            if self._size > self._max_bytes:
+            self.gathered += len(data)
+            if self.gathered > self._max_bytes:
                 self.too_large = True
                 self._fail()
         return b""

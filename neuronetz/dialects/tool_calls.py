@@ -26,15 +26,15 @@ class ToolCall(msgspec.Struct):
 _decode = msgspec.json.Decoder(list[_Call] | None).decode
 
 
-def read_calls(raw: msgspec.Raw) -> list[ToolCall]:
+def read_calls(raw: msgspec.Raw, id_prefix: str = "call_") -> list[ToolCall]:
     """The calls of a line; none where ``raw`` is empty. Raises one of ``dialects.reply.UNREADABLE``.
 
-    Ollama left out the id until lately; a client needs one to answer to.
+    Ollama left out the id until lately; a client needs one to answer to, and gets one with ``id_prefix``.
     """
     if not len(raw):
         return []
     return [
-        ToolCall(call.id or unique("call_"), call.function.name, _object(call.function.arguments))
+        ToolCall(call.id or unique(id_prefix), call.function.name, _object(call.function.arguments))
         for call in _decode(raw) or ()
     ]
 

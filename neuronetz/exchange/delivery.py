@@ -137,25 +137,32 @@ class Delivery:
     async def keep_alive(self, headers: Headers, comment: bytes, every_s: float) -> None:
         """Send ``comment`` whenever nothing was sent for ``every_s`` seconds; runs until cancelled.
 
-        The first one starts the reply, with ``headers``. A comment that is on its way when this is cancelled
-        is sent to its end, and whatever else is to be sent waits for that.
+        The first one starts the reply, with ``headers``. What is on its way when this is cancelled is sent to
+        its end, and whatever else is to be sent waits for that. No comment comes in between the parts of a
+        reply's start or end, nor after it.
         """
         self._sent_at = trio.current_time()
-        while True:
+        while not self.ended:
             await trio.sleep_until(self._sent_at + every_s)
             if self._sending:
                 # A write that does not get through is the write deadline's business.
                 self._sent_at = trio.current_time()
-            elif trio.current_time() >= self._sent_at + every_s:
-                self._beating = trio.Event()
-                try:
-                    if not self.started:
-                        await self._start(200, headers)
-                    await self._send({"type": "http.response.body", "body": comment, "more_body": True})
-                finally:
-                    self._sent_at = trio.current_time()
-                    self._beating.set()
-                    self._beating = None
+            elif trio.current_time() >= self._sent_at + every_s and not self.ended:
+                await self._beat(headers, comment)
+
+    async def _beat(self, headers: Headers, comment: bytes) -> None:
+        self._beating = trio.Event()
+        try:
+            # What cancelled this at the moment of its waking may count on nothing being started any more.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if not self.started:
+                await self._send(self._head(200, headers))
+                self.started = True
+            await self._send({"type": "http.response.body", "body": comment, "more_body": True})
+        finally:
+            self._sent_at = trio.current_time()
+            self._beating.set()
+            self._beating = None
 
     async def quiet(self) -> None:
         """Wait for a comment that is being sent, to be sure of what has ``started``."""
@@ -166,21 +173,25 @@ class Delivery:
         """Send the status line and headers, unless a comment has done so."""
         await self.quiet()
         if not self.started:
-            await self._start(status, headers)
+            await self._put(self._head(status, headers))
+            self.started = True
 
-    async def _start(self, status: int, headers: Headers) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
-        self.started = True
+    def _head(self, status: int, headers: Headers) -> Message:
+        return {"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]}
+
+    async def _put(self, message: Message) -> None:
+        """Hand a message to the server. No comment begins meanwhile: it would come in between."""
+        self._sending = True
+        try:
+            await self._send(message)
+        finally:
+            self._sending = False
+            self._sent_at = trio.current_time()
 
     async def send(self, chunk: bytes) -> None:
         """Send a chunk; returns when the server has taken it, which is when the client's window allows."""
         await self.quiet()
-        self._sending = True
-        try:
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        finally:
-            self._sending = False
-            self._sent_at = trio.current_time()
+        await self._put({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def finish(self, chunk: bytes = b"", taken: Callable[[], None] | None = None) -> None:
         """Send the last chunk and end the reply.
@@ -194,7 +205,7 @@ class Delivery:
             await self.send(chunk)
             taken()
             chunk = b""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+        await self._put({"type": "http.response.body", "body": chunk, "more_body": False})
 
     async def whole(
         self, status: int, headers: Headers, body: bytes, taken: Callable[[], None] | None = None

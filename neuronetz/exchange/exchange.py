@@ -70,7 +70,7 @@ class Rooms:
     body_policy: BodyPolicy
     metrics: Metrics
     prompts: PromptLog
-    parsers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(2))
+    threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(2))
 
 
 @dataclass(frozen=True)
@@ -210,14 +210,14 @@ class Exchange:
         if size is not None and max(size, len(data)) < _LARGE_BODY_BYTES:
             return inflate(data, limit)
         # It is large, or may be: a few bytes can take as long to inflate as the largest body.
-        return await trio.to_thread.run_sync(inflate, data, limit, limiter=self._rooms.parsers)
+        return await trio.to_thread.run_sync(inflate, data, limit, limiter=self._rooms.threads)
 
     async def _parse(self, data: bytes) -> Call:
         parse = partial(parse_call, self._request.action, data, self._rooms.body_policy)
         if len(data) < _LARGE_BODY_BYTES:
             return parse()
         # A large body takes long enough to parse to hold up every other stream of this thread.
-        return await trio.to_thread.run_sync(parse, limiter=self._rooms.parsers)
+        return await trio.to_thread.run_sync(parse, limiter=self._rooms.threads)
 
     async def _govern(self, account: Account, asked: Asked, running: Running, nursery: trio.Nursery) -> Ending:
         """Admit the request, check what it asks for, and carry it out, all under its lease."""
@@ -263,10 +263,10 @@ class Exchange:
         account.served = model = rooms.discovery.resolve(account.principal, call.model)
         if asked.problem is not None:
             raise asked.problem
-        body = call.upstream_body(model, predict)
+        body = call.upstream_body(model, predict, thinks=rooms.discovery.thinks(model))
         if not request.inference:
             return Ending(_JSON, await rooms.reads.show(body))
-        relay = Relay(call, self._delivery, account, running)
+        relay = Relay(call, self._delivery, account, running, rooms.threads)
         self._reply = relay.reply
         if relay.reply.heartbeat:
             nursery.start_soon(self._keep_alive, relay)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import trio
+
 from neuronetz.dialects import sse
 from neuronetz.dialects.call import Call, Reply, ReplyState
 from neuronetz.errors import ReplyTooLarge, UpstreamFailed
@@ -11,6 +13,8 @@ from neuronetz.exchange.outcome import CLIENTS_DOING, Verdict, verdict
 from neuronetz.exchange.registry import Running
 from neuronetz.upstream.breaker import Breaker
 from neuronetz.upstream.ollama import Upstream
+
+_LARGE_REPLY_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,15 @@ class Ending:
 class Relay:
     """One reply of the model's. ``reply`` reads it and says how it ends when it fails."""
 
-    def __init__(self, call: Call, delivery: Delivery, account: Account, running: Running) -> None:
+    def __init__(
+        self, call: Call, delivery: Delivery, account: Account, running: Running, threads: trio.CapacityLimiter
+    ) -> None:
         self.reply: Reply = account.conversation.reply(call)
         self._call = call
         self._delivery = delivery
         self._account = account
         self._running = running
+        self._threads = threads
 
     async def run(self, upstream: Upstream, breaker: Breaker, body: bytes) -> Ending:
         """Pass the reply to ``body`` on as it comes; return its end.
@@ -50,7 +57,7 @@ class Relay:
                                 heard = True
                                 attempt.answering()
                                 account.conversation.begun(self._call)
-                            passed_on = reply.feed(data) if data else reply.eof()
+                            passed_on = reply.feed(data) if data else await self._end()
                             if reply.state is ReplyState.FINISHED:
                                 await stream.drain()
                                 break
@@ -74,6 +81,13 @@ class Relay:
     async def keep_alive(self, every_s: float) -> None:
         """Send the dialect's heartbeat while the model is silent; runs until cancelled."""
         await self._delivery.keep_alive(reply_headers(self.reply.content_type), self.reply.heartbeat, every_s)
+
+    async def _end(self) -> bytes:
+        if self.reply.gathered < _LARGE_REPLY_BYTES:
+            return self.reply.eof()
+        # Millions of numbers take long enough to hold up every other stream. Nobody waits for what a client
+        # has left: the reply is not used any more then.
+        return await trio.to_thread.run_sync(self.reply.eof, abandon_on_cancel=True, limiter=self._threads)
 
     async def _pass_on(self, chunk: bytes) -> None:
         if not self._delivery.started:

@@ -106,6 +106,11 @@ class Discovery:
         name: str = entry["name"]
         return name
 
+    def thinks(self, name: str) -> bool:
+        """Whether the installed model ``name`` is known to be able to think. Older Ollamas do not tell."""
+        capabilities = self.discovered().get(normalise(name), {}).get("capabilities")
+        return isinstance(capabilities, list) and "thinking" in capabilities
+
     async def wait_until_known(self, timeout_s: float) -> bool:
         """Wait until the set is fresh, for at most ``timeout_s`` seconds; return whether it is.
 

@@ -1,4 +1,4 @@
-"""What needs no key: the banner, and the health of this process and of what it depends on."""
+"""What needs no key: the banner, the health of this process and of what it depends on, and the API's document."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import msgspec
 from quart import Response
 from quart_trio import QuartTrio
+
+from neuronetz.web.openapi.document import encoded
 
 BANNER = "neuronetz is running"
 
@@ -38,9 +40,15 @@ def make_pages(readiness: Callable[[], Awaitable[Readiness]]) -> Any:
         state = await readiness()
         return _json(msgspec.to_builtins(state), 503 if state.status == "unavailable" else 200)
 
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        response = Response(encoded(), mimetype="application/json")
+        response.headers["cache-control"] = "public, max-age=300"  # it changes with the version alone
+        return response
+
     @app.after_request
     async def no_store(response: Response) -> Response:
-        response.headers["cache-control"] = "no-store"
+        response.headers.setdefault("cache-control", "no-store")
         return response
 
     return app

@@ -37,6 +37,7 @@ ROUTES = (
     Route(GET, "/", Kind.PAGE, "banner"),
     Route(GET, "/healthz", Kind.PAGE, "healthz"),
     Route(GET, "/readyz", Kind.PAGE, "readyz"),
+    Route(GET, "/openapi.json", Kind.PAGE, "openapi"),
     Route(GET, "/api/version", Kind.READ, "version"),
     Route(GET, "/api/tags", Kind.READ, "tags"),
     Route(GET, "/api/ps", Kind.READ, "ps"),
@@ -46,7 +47,10 @@ ROUTES = (
     Route(POST, "/api/embed", Kind.INFERENCE, "/api/embed", has_body=True),
     Route(POST, "/api/embeddings", Kind.INFERENCE, "/api/embeddings", has_body=True),
     Route(POST, "/v1/chat/completions", Kind.INFERENCE, "/v1/chat/completions", has_body=True),
+    Route(POST, "/v1/completions", Kind.INFERENCE, "/v1/completions", has_body=True),
+    Route(POST, "/v1/embeddings", Kind.INFERENCE, "/v1/embeddings", has_body=True),
     Route(POST, "/v1/responses", Kind.INFERENCE, "/v1/responses", has_body=True),
+    Route(POST, "/v1/messages", Kind.INFERENCE, "/v1/messages", has_body=True),
     Route(GET, "/v1/models", Kind.READ, "models"),
     Route(GET, "/v1/models/{model}", Kind.READ, "model"),
 )

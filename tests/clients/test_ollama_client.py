@@ -1,11 +1,16 @@
 """Ollama's own Python client, pointed at the gateway."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import ollama
 import pytest
 import trio
+from pydantic import BaseModel
+
+from tests.clients.threads import in_asyncio, in_thread
+from tests.clients.upstream import last_body
 
 QUESTION = [{"role": "user", "content": "tell me of rivers"}]
 
@@ -15,10 +20,6 @@ def client(gateway: Any, key: str) -> Iterator[ollama.Client]:
     client = ollama.Client(host=gateway.base_url, headers={"Authorization": f"Bearer {key}"})
     yield client
     client._client.close()
-
-
-async def in_thread(call: Callable[[], Any]) -> Any:
-    return await trio.to_thread.run_sync(call)
 
 
 async def test_list_and_show(client: ollama.Client) -> None:
@@ -89,3 +90,115 @@ async def test_a_client_that_drops_its_stream_stops_the_model(
     await books.settled()
     [row] = await books.rows(1)
     assert row["outcome"] == "client_disconnected"
+
+
+def weather(place: str, days: int) -> str:
+    """The weather.
+
+    Args:
+        place: where
+        days: from today
+    """
+    return f"rain at {place} in {days} days"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_function_is_a_tool_and_answers(client: ollama.Client, mock_ollama: Any, stream: bool) -> None:
+    messages: list[Any] = [{"role": "user", "content": "[[tool:weather]]"}]
+
+    def ask() -> list[ollama.ChatResponse]:
+        reply = client.chat("tiny", messages, tools=[weather], stream=stream)
+        return list(reply) if stream else [reply]
+
+    parts = await in_thread(ask)
+    [call] = [call for part in parts for call in part.message.tool_calls or ()]
+    assert call.function.name == "weather"
+    messages.append(ollama.Message(role="assistant", tool_calls=[call]))
+    messages.append({"role": "tool", "tool_name": "weather", "content": weather(**call.function.arguments)})
+    answer = "".join(part.message.content or "" for part in await in_thread(ask))
+    assert answer
+    assert last_body(mock_ollama)["messages"][-1]["content"] == "rain at quick in 7 days"
+
+
+@pytest.mark.parametrize("think", [True, "low", False])
+async def test_thinking_comes_apart_from_the_answer(client: ollama.Client, mock_ollama: Any, think: Any) -> None:
+    whole = await in_thread(lambda: client.chat("thinker", QUESTION, think=think))
+    assert last_body(mock_ollama)["think"] == think
+    assert bool(whole.message.thinking) is bool(think)
+    parts = await in_thread(lambda: list(client.chat("thinker", QUESTION, think=think, stream=True)))
+    assert "".join(part.message.thinking or "" for part in parts) == (whole.message.thinking or "")
+    assert "".join(part.message.content or "" for part in parts) == whole.message.content
+
+
+class River(BaseModel):
+    name: str
+    length_km: int
+
+
+async def test_a_format_makes_an_object_of_the_reply(client: ollama.Client) -> None:
+    reply = await in_thread(lambda: client.chat("tiny", QUESTION, format=River.model_json_schema()))
+    assert River.model_validate_json(reply.message.content or "") == River(name="quick", length_km=7)
+    generated = await in_thread(lambda: client.generate("tiny", "rivers", format="json"))
+    assert generated.response == '{"answer": "quick"}'
+
+
+async def test_logprobs(client: ollama.Client) -> None:
+    reply = await in_thread(lambda: client.chat("tiny", QUESTION, logprobs=True, top_logprobs=2))
+    assert "".join(entry.token for entry in reply.logprobs or ()) == reply.message.content
+
+
+async def test_options_and_a_wrong_one(client: ollama.Client) -> None:
+    reply = await in_thread(lambda: client.chat("tiny", QUESTION, options={"num_predict": 3, "num_ctx": 2048}))
+    assert (reply.eval_count, reply.done_reason) == (3, "length")
+    with pytest.raises(ollama.ResponseError) as refused:
+        await in_thread(lambda: client.chat("tiny", QUESTION, options={"temperature": "hot"}))
+    assert refused.value.status_code == 400
+    assert "options.temperature" in refused.value.error
+
+
+async def test_a_wrong_key_and_a_model_out_of_reach(client: ollama.Client, gateway: Any) -> None:
+    with pytest.raises(ollama.ResponseError) as denied:
+        await in_thread(lambda: client.chat("ghost", QUESTION))
+    assert denied.value.status_code == 403
+    stranger = ollama.Client(host=gateway.base_url, headers={"Authorization": "Bearer wrong"})
+    with pytest.raises(ollama.ResponseError) as refused:
+        await in_thread(stranger.list)
+    assert refused.value.status_code == 401
+    stranger._client.close()
+
+
+async def test_the_clients_own_variable_for_a_key(gateway: Any, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_API_KEY", key)
+    monkeypatch.setenv("OLLAMA_HOST", gateway.base_url)
+    client = ollama.Client()
+    reply = await in_thread(lambda: client.chat("tiny", QUESTION))
+    assert reply.done
+    client._client.close()
+
+
+async def test_the_async_client(gateway: Any, key: str, mock_ollama: Any, books: Any) -> None:
+    token = trio.lowlevel.current_trio_token()
+
+    async def model_stopped() -> None:
+        with trio.fail_after(5):
+            await mock_ollama.stats.wait_for(lambda stats: stats.aborted == 1)
+
+    async def ask() -> tuple[Any, list[Any]]:
+        client = ollama.AsyncClient(host=gateway.base_url, headers={"Authorization": f"Bearer {key}"})
+        whole = await client.chat("tiny", QUESTION)
+        parts = [part async for part in await client.chat("tiny", QUESTION, stream=True)]
+        embedded = await client.embed("embed", "one")
+        assert len(embedded.embeddings) == 1
+        long = [{"role": "user", "content": "[[tokens:1000]] [[tps:50]]"}]
+        stream = await client.chat("tiny", long, stream=True)
+        await anext(stream)
+        await stream.aclose()
+        await asyncio.to_thread(trio.from_thread.run, model_stopped, trio_token=token)
+        await client._client.aclose()
+        return whole, parts
+
+    whole, parts = await in_asyncio(ask)
+    assert "".join(part.message.content for part in parts) == whole.message.content
+    await books.settled()
+    rows = await books.rows(4)
+    assert [row["outcome"] for row in rows] == ["completed"] * 3 + ["client_disconnected"]

@@ -1,34 +1,30 @@
 """OpenAI's own client lists and finds models, and reads why it may not."""
 
-from typing import Any
-
 import openai
 import pytest
-import trio
+
+from tests.clients.threads import in_thread
+
+INSTALLED = {"tiny:latest", "tiny:1b", "acme/other:latest", "thinker:latest", "embed:latest"}
 
 
-async def test_the_openai_client_lists_and_finds_models(gateway: Any, key: str) -> None:
-    with openai.OpenAI(base_url=f"{gateway.base_url}/v1", api_key=key, max_retries=0) as client:
-        models = await trio.to_thread.run_sync(lambda: list(client.models.list()))
-        assert {model.id for model in models} == {
-            "tiny:latest",
-            "tiny:1b",
-            "acme/other:latest",
-            "embed:latest",
-            "thinker:latest",
-        }
-        for model in models:
-            assert await trio.to_thread.run_sync(client.models.retrieve, model.id) == model
-        with pytest.raises(openai.PermissionDeniedError) as denied:
-            await trio.to_thread.run_sync(client.models.retrieve, "acme/ghost:1b")
+async def test_the_openai_client_lists_and_finds_models(openai_client: openai.OpenAI) -> None:
+    models = await in_thread(lambda: list(openai_client.models.list()))
+    assert {model.id for model in models} == INSTALLED
+    for model in models:
+        assert await in_thread(lambda model=model: openai_client.models.retrieve(model.id)) == model
+    assert {model.owned_by for model in models} == {"library", "acme"}
+
+
+async def test_a_model_out_of_reach_is_permission_denied(openai_client: openai.OpenAI) -> None:
+    with pytest.raises(openai.PermissionDeniedError) as denied:
+        await in_thread(lambda: openai_client.models.retrieve("acme/ghost:1b"))
     assert denied.value.code == "model_not_available"
     assert denied.value.request_id
 
 
-async def test_the_openai_client_knows_a_wrong_key(gateway: Any) -> None:
-    with (
-        openai.OpenAI(base_url=f"{gateway.base_url}/v1", api_key="wrong", max_retries=0) as client,
-        pytest.raises(openai.AuthenticationError) as refused,
-    ):
-        await trio.to_thread.run_sync(client.models.retrieve, "tiny")
+async def test_a_wrong_key_is_an_authentication_error(openai_client: openai.OpenAI) -> None:
+    stranger = openai_client.with_options(api_key="wrong")
+    with pytest.raises(openai.AuthenticationError) as refused:
+        await in_thread(lambda: stranger.models.retrieve("tiny"))
     assert refused.value.code == "invalid_api_key"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronetz.dialects.body_policy import BodyPolicy
-from neuronetz.dialects.calls import parse_call
+from neuronetz.dialects.calls import ENDPOINTS, parse_call
 
 Shape = dict[str, Any]
 
@@ -210,7 +210,7 @@ def test_no_other_spelling_of_a_field_is_ever_accepted(body: dict[str, Any], nam
 @settings(max_examples=200, deadline=None)
 @given(
     st.binary(max_size=60) | anything.map(lambda value: json.dumps(value).encode()),
-    st.sampled_from(["/api/chat", "/api/embed", "/api/show", "/v1/chat/completions"]),
+    st.sampled_from(ENDPOINTS),
 )
 def test_no_body_makes_parsing_raise(data: bytes, endpoint: str) -> None:
     call = parse_call(endpoint, data, POLICY)

@@ -1,37 +1,15 @@
 """Whatever ends a request: the model stops, the slot is free within 100 ms, and one row tells what happened."""
 
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
 
 from tests.shapes import SHAPES, STREAMING, STREAMS, Shape, named
+from tests.sockets import connected, until
 
 CHAT = Shape("/api/chat", True)
 EVENTS = Shape("/v1/chat/completions", True)
-
-
-@asynccontextmanager
-async def connected(gateway: Any, small_window: bool = False) -> AsyncIterator[trio.SocketStream]:
-    sock = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    if small_window:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    port = int(gateway.base_url.rsplit(":", 1)[1])
-    await sock.connect(("127.0.0.1", port))
-    async with trio.SocketStream(sock) as stream:
-        yield stream
-
-
-async def until(condition: Any, within_s: float) -> float:
-    """Wait for the condition; return how long it took; fail when it takes longer than it may."""
-    began = trio.current_time()
-    while not condition():
-        assert trio.current_time() - began < within_s, "not within the bound"
-        await trio.sleep(0.002)
-    return trio.current_time() - began
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=named)

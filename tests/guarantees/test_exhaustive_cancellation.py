@@ -148,6 +148,7 @@ class Harness:
     async def nothing_left(self, point: int) -> None:
         gateway, books = self.gateway, self.books
         assert (len(gateway.registry), gateway.admission.held, gateway.recorder.open_entries) == (0, 0, 0), point
+        assert not gateway.admission.unsettled, point
         await quiet(gateway, self.mock)
         assert (await books.slots(), await books.leases(), await books.reserved()) == (0, 0, 0), point
         rows = await books.postgres.fetchval("SELECT count(*) FROM gateway.audit_log")

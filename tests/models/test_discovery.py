@@ -78,6 +78,28 @@ async def test_the_name_sent_upstream_is_the_one_installed(no_redis: Redis) -> N
     assert found.resolve(principal(allow_all=True), "secret") == "secret:latest"
 
 
+async def test_which_models_think_is_known_from_what_ollama_says_of_them(no_redis: Redis) -> None:
+    now = [0.0]
+    ollama = Ollama()
+    found = discovery(ollama, no_redis, clock=lambda: now[0])
+    for told, thinks in (
+        ({"capabilities": ["completion", "thinking"]}, True),
+        ({"capabilities": ["completion"]}, False),
+        ({"capabilities": None}, False),
+        ({"capabilities": "thinking"}, False),
+        ({}, False),
+    ):
+        ollama.reply = tags("Deep:latest", **told)
+        await found.poll()
+        assert found.thinks("Deep:latest") is thinks
+        assert not found.thinks("missing")
+    ollama.reply = tags("deep", capabilities=["thinking"])
+    await found.poll()
+    assert found.thinks("deep")
+    now[0] = 60.1
+    assert not found.thinks("deep")
+
+
 async def test_not_installed_and_not_permitted_are_one_answer(no_redis: Redis) -> None:
     found = discovery(Ollama("a:latest", "b:latest"), no_redis)
     await found.poll()

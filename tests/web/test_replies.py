@@ -55,7 +55,7 @@ def test_anthropic_errors_name_their_request(kind: type[GatewayError]) -> None:
         (errors.NotFound(), "not_found_error"),
         (errors.RateLimited(), "rate_limit_error"),
         (errors.BudgetExhausted(), "rate_limit_error"),
-        (errors.BodyTooLarge(), "api_error"),
+        (errors.BodyTooLarge(), "request_too_large"),
         (GatewayError(), "api_error"),
         (errors.UpstreamFailed(), "api_error"),
         (errors.Unavailable("redis"), "overloaded_error"),

@@ -56,6 +56,7 @@ def test_blocked_routes_are_blocked_whatever_the_method(method: str, path: str) 
         ("POST", "/api/generate", Kind.INFERENCE),
         ("POST", "/api/embed", Kind.INFERENCE),
         ("POST", "/api/embeddings", Kind.INFERENCE),
+        ("POST", "/v1/messages", Kind.INFERENCE),
         ("GET", "/v1/models", Kind.READ),
         ("HEAD", "/v1/models", Kind.READ),
         ("GET", "/v1/models/tiny", Kind.READ),
