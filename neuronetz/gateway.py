@@ -73,6 +73,7 @@ class Gateway:
         self._server: Server | None = None
         self._asking = trio.Lock()
         self._said: tuple[float, dict[str, str]] | None = None
+        self._draining_since: float | None = None
         self._postgres = postgres
         self._redis = redis
         self._upstream = upstream
@@ -83,6 +84,7 @@ class Gateway:
             capacity=settings.audit_ring,
             commit_timeout_s=settings.audit_commit_timeout_s,
             on_rejected=self.metrics.audit_rejected.inc,
+            on_committed=self.metrics.audit_committed.inc,
         )
         self.prompts = PromptLog(
             postgres,
@@ -123,6 +125,8 @@ class Gateway:
             adopt=self.recorder.adopt,
             heartbeat_s=settings.heartbeat_s,
             dead_after_s=settings.dead_after_s,
+            on_leases=self.metrics.reaped_leases.inc,
+            on_reaped=self.metrics.reaped_instances.inc,
         )
         self.ledger_check = LedgerCheck(redis, postgres, self.metrics, interval_s=settings.ledger_check_interval_s)
         self.admission.on_seeded = self.ledger_check.seeded
@@ -132,6 +136,7 @@ class Gateway:
             self.directory,
             self.registry.revoke,
             on_changed=self.ledger_check.changed,
+            on_lag=self.metrics.revocation_lag.observe,
         )
         self.discovery = Discovery(
             partial(upstream.fetch, "GET", "/api/tags", timeout_s=5.0, limit=settings.max_reply_bytes),
@@ -214,6 +219,7 @@ class Gateway:
             yield address_of(self.settings.metrics_host, server.port) + "/metrics"
 
     async def _drain(self, server: Server) -> None:
+        self._draining_since = trio.current_time()
         log.info("gateway.draining", exchanges=len(self.registry), patience_s=self.settings.drain_timeout_s)
         await server.stop_accepting()
         with trio.move_on_after(self.settings.drain_timeout_s):
@@ -329,8 +335,14 @@ class Gateway:
 
     def read_gauges(self) -> None:
         """Set the gauges to what they are now."""
-        metrics = self.metrics
+        metrics, now = self.metrics, trio.current_time()
         metrics.connections.set(self.connections)
+        metrics.connections_limit.set(self.settings.max_connections)
+        metrics.alive.set(now < self.admission.alive_until)
+        metrics.heartbeat_age.set(self.reaper.age_s)
+        metrics.heartbeat_limit.set(self.settings.dead_after_s)
+        metrics.draining.set(0 if self._draining_since is None else now - self._draining_since)
+        metrics.drain_limit.set(self.settings.drain_timeout_s + self.settings.cleanup_timeout_s)
         metrics.leases.set(self.admission.held)
         metrics.unsettled.set(len(self.admission.unsettled))
         metrics.ring.set(self.recorder.waiting)
@@ -339,6 +351,7 @@ class Gateway:
         metrics.deny_mode.set(self.recorder.deny_mode)
         metrics.prompts_waiting.set(self.prompts.waiting)
         metrics.models.set(len(self.discovery.discovered()))
+        metrics.models_fresh.set(self.discovery.fresh)
         for state in ("closed", "open", "half_open"):
             metrics.breaker.labels(state).set(self.breaker.state == state)
         for entry in self.board.services.values():

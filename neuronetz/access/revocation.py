@@ -4,7 +4,8 @@ Notifications are a hurry-up, the tables are the truth: after every (re)connect 
 a reconnect every cached policy is dropped. While nobody listens, a cached key lives for its TTL at most.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from uuid import UUID
 
 import structlog
@@ -12,6 +13,7 @@ import trio
 
 from neuronetz.access.directory import Directory
 from neuronetz.access.keys import is_prefix
+from neuronetz.errors import StoreUnavailable
 from neuronetz.stores.listener import Notification, listen
 from neuronetz.stores.postgres import Postgres
 
@@ -26,9 +28,13 @@ OVERLAP = 1_000
 
 _LATEST = "SELECT coalesce(max(id), 0) FROM gateway.revocations"
 _REVOKED = """
-SELECT prefix FROM gateway.revocations
+SELECT id, prefix FROM gateway.revocations
 WHERE id > $1 OR created_at > now() - make_interval(secs => $2)
 ORDER BY id
+"""
+_AGES = """
+SELECT id, extract(epoch FROM clock_timestamp() - created_at)::float8 AS age_s
+FROM gateway.revocations WHERE id = ANY($1::bigint[])
 """
 _AFFECTED = "SELECT prefix FROM gateway.api_keys WHERE tenant_id = ANY($1::uuid[]) OR id = ANY($2::uuid[])"
 
@@ -56,6 +62,9 @@ class PolicyListener:
     """A service to be supervised. ``on_revoked`` is called with the prefix of every revoked key, on each
     connect with those of late again; it must not block and not raise.
 
+    ``on_lag`` is called for each revocation with how old its row was (seconds, by PostgreSQL's clock) when it
+    took effect here.
+
     ``on_changed`` is called likewise with what the policy was changed of: ``"tenant"`` or ``"key"``, and its id.
 
     ``timeout_s`` bounds each answer of PostgreSQL, ``keepalive_s`` is how often its connection is tried.
@@ -71,7 +80,11 @@ class PolicyListener:
         timeout_s: float = 2.0,
         keepalive_s: float = 5.0,
         on_changed: Callable[[str, UUID], None] = lambda _scope, _name: None,
+        on_lag: Callable[[float], object] = lambda _: None,
     ) -> None:
+        self._on_lag = on_lag
+        self._effective: dict[int, float] = {}
+        self._took_effect = trio.Event()
         self._on_changed = on_changed
         self._database_url = database_url
         self._postgres = postgres
@@ -104,9 +117,10 @@ class PolicyListener:
                 keepalive_s=self._keepalive_s,
             ) as notifications:
                 await self._catch_up()
-                # Two tasks, since a revocation must not wait behind a tenant's thousand keys.
+                # Several tasks, since a revocation must not wait behind a tenant's thousand keys.
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._evict_changed)
+                    nursery.start_soon(self._tell_lags)
                     async for notification in notifications:
                         await self._take(notification)
                     nursery.cancel_scope.cancel()
@@ -119,6 +133,9 @@ class PolicyListener:
         since = latest if self._last_id is None else min(self._last_id, latest) - OVERLAP
         rows = await self._postgres.fetch(_REVOKED, since, REPLAY_S)
         await self._revoke([row["prefix"] for row in rows])
+        if self._last_id is not None:
+            # Those that came while nobody listened; the others are read again, and have been told.
+            self._note_effect(row["id"] for row in rows if row["id"] > self._last_id)
         self._last_id = latest
 
     async def _take(self, notification: Notification) -> None:
@@ -127,6 +144,7 @@ class PolicyListener:
             if revocation is not None:
                 number, prefix = revocation
                 await self._revoke([prefix])
+                self._note_effect([number])
                 self._last_id = max(self._last_id or 0, number)
                 log.info("key.revoked", prefix=prefix)
                 return
@@ -147,6 +165,24 @@ class PolicyListener:
             # Also when Redis is away: what runs is cut in any case.
             for prefix in prefixes:
                 self._on_revoked(prefix)
+
+    def _note_effect(self, ids: Iterable[int]) -> None:
+        now = trio.current_time()
+        for number in ids:
+            if len(self._effective) < OVERLAP:
+                self._effective[number] = now
+        self._took_effect.set()
+
+    async def _tell_lags(self) -> None:
+        while True:
+            await self._took_effect.wait()
+            self._took_effect = trio.Event()
+            effective, self._effective = self._effective, {}
+            asked = trio.current_time()
+            # It is only measured: where PostgreSQL is away, the connection that listens says so.
+            with suppress(StoreUnavailable):
+                for row in await self._postgres.fetch(_AGES, list(effective)):
+                    self._on_lag(max(0.0, row["age_s"] - (asked - effective[row["id"]])))
 
     async def _evict_changed(self) -> None:
         if self._sweep:

@@ -18,10 +18,14 @@ PERIODS: tuple[Period, ...] = ("day", "week", "month")
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """A budget: a tenant's (``key_id`` None) or a key's, in the period that the policy gives it."""
+    """A budget: a tenant's (``key_id`` None) or a key's, in the period that the policy gives it.
+
+    ``tokens``: how many it is of; None where that does not matter.
+    """
 
     key_id: str | None
     period: Period
+    tokens: int | None = None
 
     @property
     def kind(self) -> str:
@@ -123,12 +127,13 @@ def parse(wanted: Sequence[Place], reply: Sequence[Any]) -> Look:
     ]
     return Look(
         counters,
-        [_lease(id_, value) for id_, value in zip(leases[0::2], leases[1::2], strict=True)],
+        [lease(id_, value) for id_, value in zip(leases[0::2], leases[1::2], strict=True)],
         {row.request_id: row for row in _rows(rows[1::2])},
     )
 
 
-def _lease(id_: bytes, value: bytes) -> Lease:
+def lease(id_: bytes, value: bytes) -> Lease:
+    """A lease as it stands in Redis."""
     key_id, slot, _, _, admitted_ms, *named = value.split(b"|")
     return Lease(
         id_.decode(),
@@ -162,6 +167,16 @@ def used(counter: Counter, look: Look, books: Books) -> int:
         if row.request_id in uncharged and _counts(row, place):
             tokens -= row.tokens
     return max(0, tokens)
+
+
+def overspent(look: Look) -> dict[str, int]:
+    """By kind of scope, the most tokens by which more was used of a budget than it has; 0 where of none."""
+    most = {"tenant": 0, "key": 0}
+    for counter in look.counters:
+        scope = counter.place.scope
+        if counter.place.current and scope.tokens is not None:
+            most[scope.kind] = max(most[scope.kind], counter.tokens - scope.tokens)
+    return most
 
 
 def _counts(row: Row, place: Place) -> bool:

@@ -23,10 +23,10 @@ WHERE l.budget_tokens IS NOT NULL AND k.revoked_at IS NULL
 """
 
 _SCOPES = """
-SELECT NULL AS key_id, budget_period AS period FROM gateway.tenant_limits
+SELECT NULL AS key_id, budget_period AS period, budget_tokens AS tokens FROM gateway.tenant_limits
 WHERE tenant_id = $1::uuid AND budget_tokens IS NOT NULL
 UNION ALL
-SELECT k.id::text, coalesce(l.budget_period, t.budget_period, 'month')
+SELECT k.id::text, coalesce(l.budget_period, t.budget_period, 'month'), l.budget_tokens
 FROM gateway.api_keys k
 JOIN gateway.key_limits l ON l.key_id = k.id
 LEFT JOIN gateway.tenant_limits t ON t.tenant_id = k.tenant_id
@@ -86,7 +86,8 @@ async def tenants_with_budgets(postgres: Postgres) -> list[str]:
 
 async def scopes(postgres: Postgres, tenant_id: str) -> list[Scope]:
     """The budgets of a tenant and its keys."""
-    return [Scope(row["key_id"], row["period"]) for row in await postgres.fetch(_SCOPES, tenant_id)]
+    rows = await postgres.fetch(_SCOPES, tenant_id)
+    return [Scope(row["key_id"], row["period"], row["tokens"]) for row in rows]
 
 
 async def read(postgres: Postgres, tenant_id: str, look: Look) -> Books:

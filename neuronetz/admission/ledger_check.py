@@ -49,6 +49,35 @@ class Repair(msgspec.Struct, frozen=True):
     tokens: int
 
 
+async def look_at(redis: Redis, postgres: Postgres, tenant_id: str, *, tidy: bool) -> Look | None:
+    """A tenant's counters, leases and waiting rows at one moment; None without a budget, or where they are
+    too many. Raises ``StoreUnavailable``. ``tidy``: also forget in Redis the names of what is empty.
+    """
+    scopes = await ledger_books.scopes(postgres, tenant_id)
+    if not scopes:
+        return None
+    now_s, _ = await redis.command("TIME")
+    places = drift.places(tenant_id, scopes, int(now_s))
+    keys = (keyspace.hashes(tenant_id), *(place.name for place in places))
+    reply = await redis.script(
+        _LOOK, keys, (keyspace.leases(tenant_id, ""), keyspace.rows(tenant_id, ""), _MOST, int(tidy))
+    )
+    if not isinstance(reply, list):
+        log.debug("ledger_check.crowded", tenant_id=tenant_id)
+        return None
+    return drift.parse(places, reply)
+
+
+async def compare(postgres: Postgres, tenant_id: str, look: Look) -> list[tuple[Counter, int]]:
+    """The counters of ``look`` that PostgreSQL, read after it, does not bear out, each with what it lacks.
+
+    One such finding proves nothing: two in a row that are the same do. Raises ``StoreUnavailable``.
+    """
+    books = await ledger_books.read(postgres, tenant_id, look)
+    found = [(counter, drift.used(counter, look, books) - counter.tokens) for counter in look.counters]
+    return [(counter, tokens) for counter, tokens in found if tokens or not counter.used.isdigit()]
+
+
 class LedgerCheck:
     """Checks every tenant each ``interval_s`` seconds (jittered), and one that is asked for at once.
 
@@ -73,6 +102,7 @@ class LedgerCheck:
         self._wanted: set[str] = set()
         self._again: set[str] = set()
         self._asked = trio.Event()
+        self._overspent = dict.fromkeys(("tenant", "key"), 0)
 
     def changed(self, kind: str, name: UUID) -> None:
         """Check the tenant ``name`` soon, or that of the key ``name``: its policy or its budget was changed."""
@@ -123,12 +153,14 @@ class LedgerCheck:
     async def round(self) -> None:
         """Check each tenant with a budget, unless another instance has lately. Raises ``StoreUnavailable``."""
         seen = dict.fromkeys(("tenant", "key"), 0)
+        self._overspent = dict.fromkeys(seen, 0)
         for tenant_id in await ledger_books.tenants_with_budgets(self._postgres):
             if await self._claim(tenant_id):
                 for repair in await self.check(tenant_id):
                     seen[repair.scope.kind] += abs(repair.tokens)
         for kind, tokens in seen.items():
             self._metrics.ledger_drift.labels(kind).set(tokens)
+            self._metrics.overspent.labels(kind).set(self._overspent[kind])
 
     async def _claim(self, tenant_id: str) -> bool:
         lasts_ms = max(1, int(self._interval_s * 500))
@@ -155,29 +187,14 @@ class LedgerCheck:
 
     async def _drifts(self, tenant_id: str) -> list[tuple[Counter, int]]:
         """The counters that have drifted, each with what it lacks."""
-        look = await self._look(tenant_id)
+        look = await look_at(self._redis, self._postgres, tenant_id, tidy=True)
         if look is None or not look.counters:
             return []
+        for kind, tokens in drift.overspent(look).items():
+            self._overspent[kind] = max(self._overspent[kind], tokens)
         if drift.strangers(look):
             self._again.add(tenant_id)
-        books = await ledger_books.read(self._postgres, tenant_id, look)
-        found = [(counter, drift.used(counter, look, books) - counter.tokens) for counter in look.counters]
-        return [(counter, tokens) for counter, tokens in found if tokens or not counter.used.isdigit()]
-
-    async def _look(self, tenant_id: str) -> Look | None:
-        scopes = await ledger_books.scopes(self._postgres, tenant_id)
-        if not scopes:
-            return None
-        now_s, _ = await self._redis.command("TIME")
-        places = drift.places(tenant_id, scopes, int(now_s))
-        keys = (keyspace.hashes(tenant_id), *(place.name for place in places))
-        reply = await self._redis.script(
-            _LOOK, keys, (keyspace.leases(tenant_id, ""), keyspace.rows(tenant_id, ""), _MOST)
-        )
-        if not isinstance(reply, list):
-            log.debug("ledger_check.crowded", tenant_id=tenant_id)
-            return None
-        return drift.parse(places, reply)
+        return await compare(self._postgres, tenant_id, look)
 
     async def _repair(self, counter: Counter, tokens: int) -> bool:
         place, used = counter.place, counter.tokens + tokens

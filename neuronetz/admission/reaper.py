@@ -39,7 +39,8 @@ class Reaper:
 
     ``started`` is set by the first beat; nothing may be admitted before. ``adopt`` takes the audit rows of
     the dead as JSON; they stay in Redis under this instance until PostgreSQL has them. It may be handed a
-    row twice.
+    row twice. ``on_leases`` is told how many leases of the dead were found in a tenant, ``on_reaped`` is
+    called once a dead instance is struck out; neither may block.
     """
 
     def __init__(
@@ -51,14 +52,23 @@ class Reaper:
         adopt: Callable[[list[bytes]], None],
         heartbeat_s: float,
         dead_after_s: float,
+        on_leases: Callable[[int], object] = lambda _: None,
+        on_reaped: Callable[[], object] = lambda: None,
     ) -> None:
         self.started = trio.Event()
+        self._on_leases = on_leases
+        self._on_reaped = on_reaped
         self._redis = redis
         self._instance = instance
         self._admission = admission
         self._adopt = adopt
         self._heartbeat_s = heartbeat_s
         self._dead_after_s = dead_after_s
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last beat that Redis took; infinite before the first."""
+        return trio.current_time() - (self._admission.alive_until - self._dead_after_s)
 
     async def run(self) -> None:
         """A service: beat and reap until cancelled. Redis being away is waited out.
@@ -133,6 +143,7 @@ class Reaper:
         # without them.
         if await self._redis.script(_FORGET, (keyspace.INSTANCES,), (instance, dead_at_ms)):
             await self._redis.command("DEL", keyspace.instance_tenants(instance))
+            self._on_reaped()
             log.info("reaper.reaped", dead=instance, rows=rows)
 
     async def _reap_tenant(self, instance: str, tenant: str) -> int:
@@ -146,6 +157,7 @@ class Reaper:
         # The rows are handed over in this instance's name, so it must be found should it die too.
         await self._redis.command("SADD", keyspace.instance_tenants(self._instance), tenant)
         self._admission.tenants.add(tenant)
+        self._on_leases(await self._redis.command("HLEN", keys[0]))
         arrived: list[bytes] = []
         adopted = 0
         while True:

@@ -66,6 +66,7 @@ class Recorder:
         commit_timeout_s: float,
         instance: str,
         on_rejected: Callable[[], None] = lambda: None,
+        on_committed: Callable[[int], object] = lambda _: None,
     ) -> None:
         self.capacity = capacity
         self.open_entries = 0
@@ -73,6 +74,7 @@ class Recorder:
         self.committed = 0
         self.rejected = 0
         self._on_rejected = on_rejected
+        self._on_committed = on_committed
         self._postgres = postgres
         self._commit_timeout_s = commit_timeout_s
         self._copies = Copies(redis, instance)
@@ -219,6 +221,7 @@ class Recorder:
             if row.entry is not None:
                 row.entry.committed.set()
         self.committed += len(group)
+        self._on_committed(len(group))
         self._copies.superfluous((row.tenant_id, row.request_id) for row in group)
         self._answered()
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from neuronetz.cli import audit, budget, key, model, prompts, run, tenant, usage
+from neuronetz.cli import audit, budget, doctor, key, model, prompts, run, tenant, usage
 
 app = typer.Typer(
     name="neuronetz",
@@ -40,4 +40,5 @@ app.add_typer(budget.commands, name="budget")
 app.add_typer(model.commands, name="model")
 app.command("usage")(usage.usage)
 app.command("audit")(audit.audit)
+app.command("doctor")(doctor.doctor)
 app.add_typer(prompts.commands, name="prompts")

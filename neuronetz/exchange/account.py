@@ -11,11 +11,11 @@ from neuronetz.audit.record import AuditRecord, encode
 from neuronetz.dialects.call import Counts
 from neuronetz.errors import GatewayError
 from neuronetz.exchange.conversation import Conversation
-from neuronetz.exchange.outcome import COMPLETED, CUT_SHORT
+from neuronetz.exchange.outcome import COMPLETED
 from neuronetz.exchange.registry import Running
 from neuronetz.exchange.request import Request
 from neuronetz.policy import Principal
-from neuronetz.telemetry.metrics import NO_MODEL, Metrics
+from neuronetz.telemetry.metrics import NO_MODEL, OTHER_CAUSE, Metrics
 
 log = structlog.get_logger("neuronetz.exchange")
 
@@ -43,6 +43,8 @@ class Account:
         self.first_byte_at: float | None = None
         self._instance = instance
         self._ended: float | None = None
+        self._admitted = False
+        self._unwinding_since: float | None = None
         self._error: GatewayError | None = None
 
     @property
@@ -58,6 +60,7 @@ class Account:
     def charged(self, day: date) -> None:
         """Note the UTC day whose ledger bears the tokens: the day that admission reserved them in."""
         self.budget_day = day
+        self._admitted = True
 
     def first_byte(self) -> None:
         """Note that the client was sent its first byte."""
@@ -76,6 +79,8 @@ class Account:
         try:
             yield
         except BaseException as error:
+            if self._ended is None:
+                self._unwinding_since = running.since(error)
             self.conclude(running.reason_for(error))
             raise
 
@@ -121,7 +126,10 @@ class Account:
         )
 
     def publish(self, metrics: Metrics) -> None:
-        """Count the request in the metrics and say in the log how it ended."""
+        """Count the request in the metrics and say in the log how it ended.
+
+        To be called once its lease is settled, without a checkpoint in between: it takes the time of that.
+        """
         record = self.record()
         tenant, model = self.principal.tenant, self.served or NO_MODEL
         metrics.requests.labels(tenant, model, str(record.status)).inc()
@@ -130,8 +138,8 @@ class Account:
             metrics.tokens.labels(tenant, model, "prompt").inc(record.prompt_tokens)
         if record.completion_tokens:
             metrics.tokens.labels(tenant, model, "completion").inc(record.completion_tokens)
-        if isinstance(self._error, CUT_SHORT):
-            metrics.cancellations.labels(record.outcome).inc()
+        if self._error is not None:
+            self._publish_ending(metrics, record.outcome)
         write = log.debug if self._error is None else log.info
         write(
             "request.ended",
@@ -143,3 +151,10 @@ class Account:
             outcome=record.outcome,
             duration_ms=record.duration_ms,
         )
+
+    def _publish_ending(self, metrics: Metrics, outcome: str) -> None:
+        if outcome in metrics.cancellations:
+            metrics.cancellations[outcome].inc()
+        if self._admitted and self._unwinding_since is not None:
+            took_s = trio.current_time() - self._unwinding_since
+            metrics.unwinding.get(outcome, metrics.unwinding[OTHER_CAUSE]).observe(took_s)

@@ -53,12 +53,3 @@ def verdict(error: GatewayError | None, *, provoking: bool = False) -> Verdict:
 # Endings that are the client's doing. The upstream may have worked on the prompt for them, so they are charged
 # its estimate even before the first byte; or else leaving in time would make prompts free.
 CLIENTS_DOING = (errors.ClientDisconnected, errors.ClientStalled, errors.KeyRevoked)
-
-# Endings of an exchange that ran and was cut short, as the metric of cancellations names them.
-CUT_SHORT = (
-    errors.ClientDisconnected,
-    errors.ClientStalled,
-    errors.DeadlineExceeded,
-    errors.KeyRevoked,
-    errors.ShuttingDown,
-)

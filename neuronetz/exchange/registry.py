@@ -1,5 +1,6 @@
 """The exchanges in flight, so that a revocation or a shutdown can end them."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,11 +22,13 @@ class Running:
         self.scope = trio.CancelScope(deadline=deadline)
         self.over = False
         self._stopped: GatewayError | None = None
+        self._stopped_at = math.inf
 
     def stop(self, error: GatewayError) -> None:
         """Cancel the exchange; the first reason is the one that counts."""
         if self._stopped is None:
             self._stopped = error
+            self._stopped_at = trio.current_time()
         self.scope.cancel()
 
     def reason(self) -> GatewayError:
@@ -41,6 +44,13 @@ class Running:
         if isinstance(error, GatewayError):
             return error
         return self.reason() if _is_cancellation(error) else GatewayError()
+
+    def since(self, error: BaseException) -> float:
+        """When what ``reason_for`` says of an exception happened (Trio's clock); now, where that is not known."""
+        now = trio.current_time()
+        if isinstance(error, GatewayError) or not _is_cancellation(error):
+            return now
+        return min(now, self._stopped_at, self.scope.deadline)
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -49,20 +49,22 @@ class Relay:
         with breaker.attempt() as attempt:
             try:
                 async with upstream.stream(self._call.upstream_path, body) as stream:
-                    while True:
-                        data = await stream.read()
-                        if data and not heard:
-                            heard = True
-                            attempt.answering()
-                            account.conversation.begun(self._call)
-                        passed_on = reply.feed(data) if data else await self._end()
-                        if reply.state is ReplyState.FINISHED:
-                            await stream.drain()
-                            break
-                        if passed_on:
-                            await self._pass_on(passed_on)
-                        if reply.state is ReplyState.FAILED:
-                            raise ReplyTooLarge if reply.too_large else UpstreamFailed(retry_after=1.0)
+                    # Concluded here, so that closing the upstream counts as unwinding.
+                    with account.concluding(self._running):
+                        while True:
+                            data = await stream.read()
+                            if data and not heard:
+                                heard = True
+                                attempt.answering()
+                                account.conversation.begun(self._call)
+                            passed_on = reply.feed(data) if data else await self._end()
+                            if reply.state is ReplyState.FINISHED:
+                                await stream.drain()
+                                break
+                            if passed_on:
+                                await self._pass_on(passed_on)
+                            if reply.state is ReplyState.FAILED:
+                                raise ReplyTooLarge if reply.too_large else UpstreamFailed(retry_after=1.0)
             except BaseException as error:
                 reason = self._running.reason_for(error)
                 if verdict(reason, provoking=self._call.provoking) is Verdict.FAILURE:

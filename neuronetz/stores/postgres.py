@@ -108,14 +108,18 @@ class Postgres:
 
 
 @asynccontextmanager
-async def open_postgres(url: str, *, size: int, timeout_s: float) -> AsyncIterator[Postgres]:
+async def open_postgres(
+    url: str, *, size: int, timeout_s: float, read_only: bool = False
+) -> AsyncIterator[Postgres]:
     """A pool of at most ``size`` connections to ``url``; it is closed when the block ends.
+
+    ``read_only``: the server refuses to change anything for them.
 
     Raises ``SettingsError`` for a URL that cannot be used. Closing is shielded and takes at most about two
     seconds; connections in use by then are cut.
     """
     try:
-        pool = await in_asyncio(_create_pool, url, size, timeout_s)
+        pool = await in_asyncio(_create_pool, url, size, timeout_s, read_only)
     except (asyncpg.ClientConfigurationError, ValueError) as error:
         # Not the error's text: it may repeat a password.
         raise SettingsError("DATABASE_URL: is not a URL that PostgreSQL's clients understand") from error
@@ -129,12 +133,15 @@ async def open_postgres(url: str, *, size: int, timeout_s: float) -> AsyncIterat
                 pool.terminate()
 
 
-async def _create_pool(url: str, size: int, timeout_s: float) -> "asyncpg.Pool[asyncpg.Record]":
+async def _create_pool(url: str, size: int, timeout_s: float, read_only: bool) -> "asyncpg.Pool[asyncpg.Record]":
+    settings = {"application_name": "neuronetz"}
+    if read_only:
+        settings["default_transaction_read_only"] = "on"
     return await asyncpg.create_pool(
         url,
         min_size=0,
         max_size=size,
         timeout=timeout_s,
         command_timeout=timeout_s,
-        server_settings={"application_name": "neuronetz"},
+        server_settings=settings,
     )

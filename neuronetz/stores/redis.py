@@ -91,6 +91,10 @@ class Redis:
             await visit(names)
             cursor = int(found)
 
+    async def on_each_node(self, *args: Argument) -> list[Any]:
+        """The replies to one command of every node that owns slots; here, of the one server."""
+        return [await self.command(*args)]
+
     def place(self, key: str) -> str:
         """Who answers for a key: what fails for one key need not be tried for another of the same place."""
         return ""
@@ -159,6 +163,9 @@ class ClusterRedis(Redis):
             found, names = await self._call(self._nodes.at, node, *scan)
             await visit(names)
             cursor = int(found)
+
+    async def on_each_node(self, *args: Argument) -> list[Any]:
+        return [await self._call(self._nodes.at, node, *args) for node in await self._call(self._nodes.primaries)]
 
     def place(self, key: str) -> str:
         return str(self._nodes.owner(key))

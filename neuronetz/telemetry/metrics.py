@@ -2,11 +2,19 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+# Around G1's bound, a tenth of a second.
+_UNWINDINGS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_LAGS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60, 300, 900)
 _DURATIONS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 # A model that is not in the tenant's effective set never becomes a label value: a client could otherwise
 # make time series without end.
 NO_MODEL = "none"
+
+# What cuts an exchange short, by the name that its audit row has for it.
+CAUSES = ("client_disconnected", "client_stalled", "deadline_exceeded", "revoked", "shutdown", "internal_error")
+# All else that ends an exchange which holds a lease: the upstream, or a refusal after admission.
+OTHER_CAUSE = "other"
 
 
 class Metrics:
@@ -39,18 +47,85 @@ class Metrics:
             "Requests refused with 401; they leave no audit row.",
             registry=self.registry,
         )
-        self.cancellations = Counter(
+        cancellations = Counter(
             "gateway_cancellations_total", "Exchanges cut short, by cause.", ("cause",), registry=self.registry
         )
+        unwinding = Histogram(
+            "gateway_unwinding_seconds",
+            "From what ended an admitted exchange (a cancellation or an error) to its lease being settled.",
+            ("cause",),
+            buckets=_UNWINDINGS,
+            registry=self.registry,
+        )
+        # Each there from the start: a first event is an increase only of a series that was there before it.
+        self.cancellations = {cause: cancellations.labels(cause) for cause in CAUSES}
+        self.unwinding = {cause: unwinding.labels(cause) for cause in (*CAUSES, OTHER_CAUSE)}
         self.connections = Gauge(
             "gateway_connections", "Connections of clients.", multiprocess_mode="livesum", registry=self.registry
         )
+        self.connections_limit = Gauge(
+            "gateway_connections_limit",
+            "Connections of clients that are taken at once.",
+            multiprocess_mode="livesum",
+            registry=self.registry,
+        )
+        self._of_admission()
+        self._of_audit()
+        self._of_services()
+
+    def _of_admission(self) -> None:
         self.leases = Gauge("gateway_leases", "Leases held.", multiprocess_mode="livesum", registry=self.registry)
+        self.alive = Gauge(
+            "gateway_alive",
+            "1 while the heartbeat is recent enough to admit requests.",
+            multiprocess_mode="livemin",
+            registry=self.registry,
+        )
+        self.heartbeat_age = Gauge(
+            "gateway_heartbeat_age_seconds",
+            "Since the last heartbeat that Redis took.",
+            multiprocess_mode="livemax",
+            registry=self.registry,
+        )
+        self.heartbeat_limit = Gauge(
+            "gateway_heartbeat_limit_seconds",
+            "The heartbeat's age from which nothing is admitted.",
+            multiprocess_mode="livemax",
+            registry=self.registry,
+        )
+        self.reaped_instances = Counter(
+            "gateway_reaped_instances_total", "Dead instances taken over.", registry=self.registry
+        )
+        self.reaped_leases = Counter(
+            "gateway_reaped_leases_total", "Leases of dead instances taken over.", registry=self.registry
+        )
         self.unsettled = Gauge(
             "gateway_settles_pending",
             "Settles that Redis has not taken yet.",
             multiprocess_mode="livesum",
             registry=self.registry,
+        )
+        self.ledger_drift = Gauge(
+            "gateway_ledger_drift_tokens",
+            "Tokens by which budget counters were last found to differ from the ledger.",
+            ("scope",),
+            multiprocess_mode="livemax",
+            registry=self.registry,
+        )
+        self.ledger_repairs = Counter(
+            "gateway_ledger_repairs_total", "Budget counters set to what the ledger says.", registry=self.registry
+        )
+        self.overspent = Gauge(
+            "gateway_budget_overspent_tokens",
+            "The most tokens by which a budget was last found to be overspent.",
+            ("scope",),
+            multiprocess_mode="livemax",
+            registry=self.registry,
+        )
+
+    def _of_audit(self) -> None:
+        self.audit_committed = Counter(
+            "gateway_audit_committed_total", "Audit rows that PostgreSQL took.", registry=self.registry
         )
         self.ring = Gauge(
             "gateway_audit_ring_rows",
@@ -92,6 +167,8 @@ class Metrics:
             "Rows of the prompt log that were given up.",
             registry=self.registry,
         )
+
+    def _of_services(self) -> None:
         self.breaker = Gauge(
             "gateway_breaker_state",
             "1 for the circuit breaker's current state.",
@@ -126,16 +203,29 @@ class Metrics:
             multiprocess_mode="livemin",
             registry=self.registry,
         )
-
-        self.ledger_drift = Gauge(
-            "gateway_ledger_drift_tokens",
-            "Tokens by which budget counters were last found to differ from the ledger.",
-            ("scope",),
+        self.models_fresh = Gauge(
+            "gateway_models_fresh",
+            "1 while the set of installed models is recent enough to be relied on.",
+            multiprocess_mode="livemin",
+            registry=self.registry,
+        )
+        self.revocation_lag = Histogram(
+            "gateway_revocation_lag_seconds",
+            "From a revocation's row to its key being refused here and its streams being cut.",
+            buckets=_LAGS,
+            registry=self.registry,
+        )
+        self.draining = Gauge(
+            "gateway_draining_seconds",
+            "Since the drain began; 0 before it.",
             multiprocess_mode="livemax",
             registry=self.registry,
         )
-        self.ledger_repairs = Counter(
-            "gateway_ledger_repairs_total", "Budget counters set to what the ledger says.", registry=self.registry
+        self.drain_limit = Gauge(
+            "gateway_drain_limit_seconds",
+            "How long a drain may take, the end of what is cut short included.",
+            multiprocess_mode="livemax",
+            registry=self.registry,
         )
 
     def exposition(self) -> bytes:

@@ -35,6 +35,14 @@ def unwinding_s(settings: Settings) -> float:
     return 2 * settings.audit_commit_timeout_s + 2 * settings.cleanup_timeout_s + _MARGIN_S
 
 
+def own_metrics(registry: CollectorRegistry) -> tuple[Gauge, Counter]:
+    """The parent's own metrics: its workers by state, and the deaths among them."""
+    return (
+        Gauge("gateway_workers", "Workers, by state.", ("state",), registry=registry),
+        Counter("gateway_worker_deaths_total", "Workers that ended unasked.", registry=registry),
+    )
+
+
 class Workers:
     """``settings.workers`` processes on one listening socket, and the one metrics listener."""
 
@@ -46,8 +54,7 @@ class Workers:
         self._fault: int | None = None
         self._over = trio.Event()
         self._registry = CollectorRegistry()
-        self._states = Gauge("gateway_workers", "Workers, by state.", ("state",), registry=self._registry)
-        self._ends = Counter("gateway_worker_deaths_total", "Workers that ended unasked.", registry=self._registry)
+        self._states, self._ends = own_metrics(self._registry)
 
     async def run(self, stop: trio.Event) -> int:
         """Serve until ``stop`` is set, then drain all workers together; returns the exit code.

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 from pydantic_core import PydanticUndefined
 
+from neuronetz.doctor.examination import STEPS
 from neuronetz.embedded.mock_options import MARKERS, MODELS
 from neuronetz.settings import Settings
-from neuronetz.workers.parent import unwinding_s
+from neuronetz.telemetry.metrics import Metrics
+from neuronetz.workers.parent import own_metrics, unwinding_s
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +31,27 @@ def test_every_page_is_in_the_navigation() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = {page for entry in nav for page in entry.values()}
     assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+
+def test_the_page_of_metrics_lists_exactly_those_that_are_exposed() -> None:
+    page = (ROOT / "docs/METRICS.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\|", page, re.MULTILINE)
+    listed = {name: (kind, re.findall(r"`(\w+)`", labels)) for name, kind, labels in rows}
+    own = CollectorRegistry()
+    own_metrics(own)
+    exposed = {}
+    for registry in (Metrics().registry, own):
+        for collector in registry._collector_to_names:
+            [metric] = collector.describe()
+            name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+            exposed[name] = (metric.type, list(collector._labelnames))
+    assert len(rows) == len(listed)
+    assert listed == exposed
+
+
+def test_the_doctors_page_lists_its_checks_in_their_order() -> None:
+    page = (ROOT / "docs/DOCTOR.md").read_text()
+    assert re.findall(r"^\| `([a-z ]+)` \|", page, re.MULTILINE) == [step.name for step in STEPS]
 
 
 def test_the_mocks_page_names_every_marker_and_model() -> None:

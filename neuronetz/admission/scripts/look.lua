@@ -2,15 +2,18 @@
 --
 -- KEYS  1 the names of the tenant's hashes of leases and rows  2... budget counters
 -- ARGV  1 how a name of leases begins  2 how a name of rows begins  3 at most so many leases and rows
+--       4 tidy (1 or 0): strike out names whose hash is empty
 -- Reply: 0 where there are more than that, else three lists: for each counter used, generation and repairs
 --        (false where there is none), leases as id and value in turns, rows as id and row in turns.
 
--- All of KEYS 1 carry the tag of KEYS. A name whose hash is empty is struck out; an admission names it again.
+-- All of KEYS 1 carry the tag of KEYS. An admission names again what was struck out.
 local names, count = { {}, {} }, 0
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   local length = redis.call('HLEN', name)
   if length == 0 then
-    redis.call('SREM', KEYS[1], name)
+    if ARGV[4] == '1' then
+      redis.call('SREM', KEYS[1], name)
+    end
   else
     count = count + length
     for kind = 1, 2 do
