@@ -1,8 +1,7 @@
 """What goes wrong in a run: each kind at least once in a long one, in an order drawn from the seed.
 
-The stores are away for shorter than ``DEAD_AFTER_S``, since else the living would count as dead, and Redis is
-stopped as an operator would, with its append-only file written: what a lost Redis loses is no part of this.
-PostgreSQL may crash, too.
+Redis is stopped as an operator would, with its append-only file written: what a lost Redis loses is no part of
+this. PostgreSQL may crash, too.
 """
 
 import random
@@ -64,6 +63,7 @@ class Disasters:
             self.pause_postgres,
             self.stop_valkey,
             self.pause_valkey,
+            self.lose_valkey,
             self.crash_mock,
             self.fail_mock,
             *[self.revoke] * 2,
@@ -119,8 +119,8 @@ class Disasters:
         await self._freeze(0.2 + self._dice.random() * 1.5)
 
     async def freeze_to_death(self) -> None:
-        """Long enough to be declared dead; what it held is reaped, and then it comes back."""
-        await self._freeze(DEAD_AFTER_S + 0.5 + self._dice.random() * 2)
+        """Long enough to be declared dead, or almost; what it held is reaped, and then it comes back."""
+        await self._freeze(DEAD_AFTER_S - 0.5 + self._dice.random() * 2.5)
 
     async def _freeze(self, seconds: float) -> None:
         gateway, index = self._dice.choice(self.world.gateways), self._dice.randrange(2)
@@ -166,6 +166,24 @@ class Disasters:
                 await self.world.valkey_server.start()
                 self.world.outages.append(Span(began, time.time()))
 
+    async def lose_valkey(self) -> None:
+        """For so long that nobody's heartbeat counts any more; another gateway is started meanwhile."""
+        gateway, seconds = self._mortal(), DEAD_AFTER_S + self._dice.random()
+        async with self._alone("valkey", "restart") as free:
+            if not free:
+                return
+            began = time.time()
+            await self.world.valkey_server.stop()
+            async with self._alone(f"gateway-{gateway.number}", "kill") as mortal:
+                if mortal:
+                    await gateway.kill()
+                async with trio.open_nursery() as nursery:
+                    if mortal:
+                        nursery.start_soon(gateway.start)
+                    await trio.sleep(seconds)
+                    await self.world.valkey_server.start()
+                    self.world.outages.append(Span(began, time.time()))
+
     async def pause_valkey(self) -> None:
         seconds = 0.5 + self._dice.random()
         async with self._alone("valkey", "outage") as free:
@@ -186,7 +204,7 @@ class Disasters:
 
     async def fail_mock(self) -> None:
         """All requests fail for a while, which opens the breaker."""
-        seconds, failure = 0.5 + self._dice.random(), self._dice.choice(("500", "refuse", "reset", "stall"))
+        seconds, failure = 0.5 + self._dice.random(), self._dice.choice(("500", "503", "reset", "stall"))
         async with self._alone("mock", "outage") as free:
             if free:
                 await self.world.mock.configure(fail=failure)

@@ -18,6 +18,8 @@ Row = dict[str, Any]
 # A mock that is busy, on a machine that is, sees later that a connection was closed.
 SEEN_CLOSED_WITHIN_S = 1.0
 WINDOW_S = 60.0
+# No request takes longer, but for those that end only with their gateway.
+LONGEST_S = 40.0
 # Outcomes of requests that were surely not admitted, and of those that may have been.
 NOT_ADMITTED = {"rate_limited", "concurrency_limited", "budget_exhausted", "unavailable"}
 PERHAPS_ADMITTED = {"client_disconnected", "revoked", "shutdown", "deadline_exceeded", "internal_error"}
@@ -83,6 +85,21 @@ class Reckoning:
                     self.problems.append(f"no row for {request_id}: {visit}")
             elif answer.status != 200 and answer.whole and row["outcome"] != "abandoned":
                 self.hold(row["status"] == answer.status, f"row says {row['status']} {row['outcome']}: {visit}")
+
+    def check_abandoned(self, gateways: list[Gateway]) -> None:
+        """Nobody's requests were given up but those of processes that were killed, or stood still too long."""
+        for row in self.rows:
+            if row["outcome"] != "abandoned":
+                continue
+            visit = self._visits[row["client_ip"]]
+            gateway, begun = gateways[visit.gateway], row["started_at"].timestamp()
+            killed = any(0 <= kill - begun <= LONGEST_S for kill in gateway.kills)
+            frozen = any(
+                freeze.ended - freeze.begun >= DEAD_AFTER_S - HEARTBEAT_S - SEEN_CLOSED_WITHIN_S
+                and freeze.begun - LONGEST_S <= begun <= freeze.ended
+                for freeze in gateway.freezes
+            )
+            self.hold(killed or frozen, f"given up though its gateway lived: {row['request_id']} of {visit}")
 
     def check_ledger(self, ledger: Iterable[Row]) -> None:
         """The ledger is the sum of the rows, by key and day."""
