@@ -94,12 +94,23 @@ class Reckoning:
             visit = self._visits[row["client_ip"]]
             gateway, begun = gateways[visit.gateway], row["started_at"].timestamp()
             killed = any(0 <= kill - begun <= LONGEST_S for kill in gateway.kills)
-            frozen = any(
-                freeze.ended - freeze.begun >= DEAD_AFTER_S - HEARTBEAT_S - SEEN_CLOSED_WITHIN_S
-                and freeze.begun - LONGEST_S <= begun <= freeze.ended
-                for freeze in gateway.freezes
+            self.hold(
+                killed or frozen(begun, gateway),
+                f"given up though its gateway lived: {row['request_id']} of {visit}",
             )
-            self.hold(killed or frozen, f"given up though its gateway lived: {row['request_id']} of {visit}")
+
+    def beyond_budget(self, column: str, owner: str, gateways: list[Gateway]) -> int:
+        """Tokens whose reservation may have been given back before they were used.
+
+        A process that comes back after its leases were reaped goes on with its streams, and where its row is
+        committed before the reaper's, what they used counts.
+        """
+        return sum(
+            row["prompt_tokens"] + row["completion_tokens"]
+            for row in self.rows
+            if str(row[column]) == owner
+            and frozen(row["started_at"].timestamp(), gateways[self._visits[row["client_ip"]].gateway])
+        )
 
     def check_ledger(self, ledger: Iterable[Row]) -> None:
         """The ledger is the sum of the rows, by key and day."""
@@ -157,6 +168,15 @@ class Reckoning:
         self.hold(b"secret upstream text" not in log, "the upstream's own text in the log")
         for account in accounts:
             self.hold(account.key.removeprefix(account.prefix).encode() not in log, "a key in the log")
+
+
+def frozen(begun: float, gateway: Gateway) -> bool:
+    """Whether the gateway of a request that came then may have been taken for dead while it had it."""
+    return any(
+        freeze.ended - freeze.begun >= DEAD_AFTER_S - HEARTBEAT_S - SEEN_CLOSED_WITHIN_S
+        and freeze.begun - LONGEST_S <= begun <= freeze.ended
+        for freeze in gateway.freezes
+    )
 
 
 def refused(log: bytes) -> dict[str, str]:

@@ -112,6 +112,32 @@ def test_the_busiest_minute(spans: list[Span], most: int) -> None:
     assert busiest(spans) == most
 
 
+@pytest.mark.parametrize(
+    ("freezes", "tokens"), [([], 0), ([Span(-1, 0.5)], 0), ([Span(-1, 4)], 7), ([Span(-9, -3)], 0)]
+)
+def test_what_may_go_beyond_a_budget(freezes: list[Span], tokens: int) -> None:
+    begun = row()["started_at"].timestamp()
+    shifted = [Span(begun + freeze.begun, begun + freeze.ended) for freeze in freezes]
+    reckoning = Reckoning([visit()], [row()])
+    for owner, expected in (("k", tokens), ("another", 0)):
+        assert reckoning.beyond_budget("key_id", owner, [gateway(freezes=shifted)]) == expected
+
+
+@pytest.mark.parametrize(
+    ("kills", "freezes", "problems"),
+    [([], [], 1), ([5.0], [], 0), ([-5.0], [], 1), ([], [Span(-1, 4)], 0), ([], [Span(-1, 0.5)], 1)],
+)
+def test_who_is_given_up_without_cause(kills: list[float], freezes: list[Span], problems: int) -> None:
+    begun = row()["started_at"].timestamp()
+    one = gateway(
+        kills=[begun + kill for kill in kills],
+        freezes=[Span(begun + freeze.begun, begun + freeze.ended) for freeze in freezes],
+    )
+    reckoning = Reckoning([visit()], [row(outcome="abandoned"), row(ID[:-1] + "2")])
+    reckoning.check_abandoned([one])
+    assert len(reckoning.problems) == problems
+
+
 def test_more_admitted_in_a_minute_than_allowed() -> None:
     rows = [row(), row(ID[:-1] + "2"), row(ID[:-1] + "3", outcome="rate_limited")]
     for limit, problems in ((2, 0), (1, 1)):
