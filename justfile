@@ -25,6 +25,11 @@ dev *args:
 test *args:
     @{{ run }} pytest -n auto "$@"
 
+# clients and disasters of all kinds at several gateways, then the reckoning; --seconds 60 --seed 7
+[no-exit-message]
+chaos *args:
+    @{{ run }} python -m tests.chaos "$@"
+
 # format, lint, types, import contracts, tests: what must be green before a commit
 check:
     @{{ run }} ruff format --check .

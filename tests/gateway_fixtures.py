@@ -42,31 +42,36 @@ async def gateway(asyncio_loop: Any, settings: Settings) -> AsyncIterator[Gatewa
         yield gateway
 
 
+async def insert_key(postgres: Postgres, hasher: Hasher, tenant: str, **limits: Any) -> str:
+    """A key of a tenant, which is made where it is not there yet. Its tenant's limits stay as they first were."""
+    key = generate()
+    limits.setdefault("allow_all_models", True)
+    own = {name.removeprefix("key_"): value for name, value in limits.items() if name.startswith("key_")}
+    shared = {name: value for name, value in limits.items() if not name.startswith("key_")}
+    tenant_id = await postgres.fetchval(
+        "INSERT INTO gateway.tenants (name) VALUES ($1) "
+        "ON CONFLICT (name) DO UPDATE SET suspended_at = NULL RETURNING id",
+        tenant,
+    )
+    await _insert(postgres, "tenant_limits", {"tenant_id": tenant_id, **shared})
+    key_id = await postgres.fetchval(
+        "INSERT INTO gateway.api_keys (tenant_id, name, prefix, secret_hash) VALUES ($1, 'test', $2, $3) "
+        "RETURNING id",
+        tenant_id,
+        key.prefix,
+        await hasher.hash(key.secret),
+    )
+    await _insert(postgres, "key_limits", {"key_id": key_id, **own})
+    return key.text
+
+
 @pytest.fixture
 def make_key_in() -> Callable[..., Awaitable[str]]:
     """Make a tenant with a key in a database; keyword arguments as for ``make_key``."""
     hasher = Hasher(1, 8, 1, 1, 8)
 
     async def make(postgres: Postgres, tenant: str = "acme", **limits: Any) -> str:
-        key = generate()
-        limits.setdefault("allow_all_models", True)
-        own = {name.removeprefix("key_"): value for name, value in limits.items() if name.startswith("key_")}
-        shared = {name: value for name, value in limits.items() if not name.startswith("key_")}
-        tenant_id = await postgres.fetchval(
-            "INSERT INTO gateway.tenants (name) VALUES ($1) "
-            "ON CONFLICT (name) DO UPDATE SET suspended_at = NULL RETURNING id",
-            tenant,
-        )
-        await _insert(postgres, "tenant_limits", {"tenant_id": tenant_id, **shared})
-        key_id = await postgres.fetchval(
-            "INSERT INTO gateway.api_keys (tenant_id, name, prefix, secret_hash) VALUES ($1, 'test', $2, $3) "
-            "RETURNING id",
-            tenant_id,
-            key.prefix,
-            await hasher.hash(key.secret),
-        )
-        await _insert(postgres, "key_limits", {"key_id": key_id, **own})
-        return key.text
+        return await insert_key(postgres, hasher, tenant, **limits)
 
     return make
 

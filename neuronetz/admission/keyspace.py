@@ -7,6 +7,10 @@ names no tenant shares one slot: only the loss of that slot's node concerns ever
 INSTANCES = "gateway:instances"
 
 
+# Until when nobody counts as dead, after a time in which nobody at all had beaten.
+SILENCE = "{gateway:instances}:silence"
+
+
 def instance_tenants(instance: str) -> str:
     """The set of tenants for which an instance ever admitted: where to look when it is dead."""
     return f"{{{INSTANCES}}}:{instance}:tenants"

@@ -1,7 +1,9 @@
 """The heartbeat that says that this instance lives, and the taking over of what dead instances left (G1, G3).
 
 An instance that was held up for longer than ``dead_after_s`` may find its leases reaped; its late settlements
-then change nothing. It admits nothing until it has beaten again.
+then change nothing. It admits nothing until it has beaten again, and what it admits from then on is safe from
+those who judged it before. Where nobody at all has beaten for so long, Redis was away, or the host: then all have
+the time of one heartbeat to beat again before anybody counts as dead.
 """
 
 from collections.abc import Callable
@@ -32,6 +34,14 @@ def pause(heartbeat_s: float, due_s: float) -> float:
     Looking just then, and not up to a heartbeat later, keeps G1's bound for killed processes.
     """
     return min(heartbeat_s, max(_SHORTEST_PAUSE_S, due_s))
+
+
+def again(heartbeat_s: float) -> float:
+    """Seconds until the next try after a beat that failed.
+
+    Once Redis is back, the others spare an instance for one heartbeat's time: it must have beaten by then.
+    """
+    return heartbeat_s / 2
 
 
 class Reaper:
@@ -91,6 +101,7 @@ class Reaper:
                         announce.send_nowait(found)
             except StoreUnavailable as error:
                 log.warning("reaper.no_beat", reason=error.reason)
+                due_s = again(self._heartbeat_s)
             await trio.sleep(pause(self._heartbeat_s, due_s))
 
     async def beat(self, now_ms: int = 0) -> tuple[list[tuple[str, int]], float]:
@@ -99,7 +110,11 @@ class Reaper:
         """
         sent = trio.current_time()
         dead_after_ms = int(self._dead_after_s * 1000)
-        reply = await self._redis.script(_BEAT, (keyspace.INSTANCES,), (self._instance, dead_after_ms, now_ms))
+        reply = await self._redis.script(
+            _BEAT,
+            (keyspace.INSTANCES, keyspace.SILENCE),
+            (self._instance, dead_after_ms, now_ms, int(self._heartbeat_s * 1000)),
+        )
         server_ms, gap_ms, due_ms, *ids = reply
         listed = await self._redis.command("SCARD", keyspace.instance_tenants(self._instance))
         if self._admission.tenants and (gap_ms < 0 or listed < len(self._admission.tenants)):
@@ -120,11 +135,18 @@ class Reaper:
                 log.warning("reaper.interrupted", dead=instance, reason=error.reason)
 
     async def reap(self, instance: str, dead_at_ms: int) -> None:
-        """Take over all that ``instance`` left, then strike it out unless it has beaten after ``dead_at_ms``.
+        """Take over all that ``instance`` left, and strike it out; nothing where it beat after ``dead_at_ms``.
 
-        Raises ``StoreUnavailable``. Cut short at any point, it can be done again, by anyone.
+        Should it beat while this runs, it stays listed, and what it admitted after the judgement
+        (``dead_after_s`` later than that) is left alone. Raises ``StoreUnavailable``. Cut short at any point,
+        it can be done again, by anyone.
         """
-        rows = 0
+        # This may come late: an instance that lives again keeps what nobody has taken yet.
+        beat = await self._redis.command("ZSCORE", keyspace.INSTANCES, instance)
+        if beat is not None and float(beat) > dead_at_ms:
+            return
+        rows = leases_left = 0
+        judged_ms = dead_at_ms + int(self._dead_after_s * 1000)
         away: set[str] = set()
         failure: StoreUnavailable | None = None
         for member in await self._redis.command("SMEMBERS", keyspace.instance_tenants(instance)):
@@ -132,13 +154,17 @@ class Reaper:
             place = self._redis.place(keyspace.slots(tenant))
             if place not in away:
                 try:
-                    rows += await self._reap_tenant(instance, tenant)
+                    adopted, left = await self._reap_tenant(instance, tenant, judged_ms)
+                    rows, leases_left = rows + adopted, leases_left + left
                 except StoreUnavailable as error:
                     # Tenants elsewhere in a cluster need not wait for those of a node that is away.
                     failure = error
                     away.add(place)
         if failure is not None:
             raise failure
+        # With leases of a later life it stays listed, or they would be nobody's should it not beat again.
+        if leases_left:
+            return
         # Struck out first: were its tenants dropped first, one that beats again in between would be listed
         # without them.
         if await self._redis.script(_FORGET, (keyspace.INSTANCES,), (instance, dead_at_ms)):
@@ -146,7 +172,8 @@ class Reaper:
             self._on_reaped()
             log.info("reaper.reaped", dead=instance, rows=rows)
 
-    async def _reap_tenant(self, instance: str, tenant: str) -> int:
+    async def _reap_tenant(self, instance: str, tenant: str, judged_ms: int) -> tuple[int, int]:
+        """Rows adopted, and leases left that were admitted after the judgement."""
         keys = (
             keyspace.leases(tenant, instance),
             keyspace.rows(tenant, instance),
@@ -161,15 +188,15 @@ class Reaper:
         arrived: list[bytes] = []
         adopted = 0
         while True:
-            leases_left, *pairs = await self._redis.script(
-                _REAP, keys, (_BATCH, keyspace.slots(tenant) + ":", *arrived)
+            reaped, leases_left, *pairs = await self._redis.script(
+                _REAP, keys, (_BATCH, keyspace.slots(tenant) + ":", judged_ms, *arrived)
             )
             arrived, rows = pairs[0::2], pairs[1::2]
             if rows:
                 self._adopt(rows)
                 adopted += len(rows)
-            elif not leases_left:
-                return adopted
+            elif not reaped:
+                return adopted, leases_left
 
     async def retire(self) -> None:
         """At a graceful stop: leave the list of instances, if nothing of this one is left in Redis.

@@ -343,9 +343,78 @@ async def test_more_rows_than_a_batch_are_moved_by_the_script_alone(desk: Any) -
     seen: set[bytes] = set()
     arrived: list[bytes] = []
     for expected in (500, 100, 0):
-        _, *pairs = await desk.redis.script(script, keys, (500, "unused:", *arrived))
+        _, _, *pairs = await desk.redis.script(script, keys, (500, "unused:", 0, *arrived))
         arrived = pairs[0::2]
         assert len(arrived) == expected
         seen |= set(arrived)
     assert len(seen) == 600
     assert await desk.redis.command("EXISTS", dead_rows) == 0
+
+
+async def test_who_comes_first_after_a_silence_takes_nobody_for_dead(house: House) -> None:
+    _, old = house.instance("old")
+    _, other = house.instance("other")
+    _, new = house.instance("new")
+    _, newer = house.instance("newer")
+    start = 1_790_164_800_000
+    await old.beat(start)
+    await other.beat(start)
+    # Redis was away for a minute. It is not the others that noticed first, but a process that was just started.
+    back = start + 60_000
+    assert await new.beat(back) == ([], 5.0)
+    assert (await newer.beat(back + 1000))[0] == []
+    await old.beat(back + 4000)
+    assert await newer.beat(back + 4990) == ([], 0.01)
+    # Whoever lives has beaten by now.
+    assert (await newer.beat(back + 5000))[0] == [("other", back + 5000 - DEAD_MS)]
+
+
+async def test_what_is_admitted_after_the_judgement_is_not_reaped(desk: Any, house: House) -> None:
+    slow, _ = house.instance("slow")
+    _, reaper = house.instance("one")
+    principal = desk.principal(LIMITS, LIMITS)
+    await live(desk, slow, principal, ["ok", None])
+    judged_ms = await desk.now_ms()
+    await trio.sleep(0.01)
+    # It was held up, was taken for dead, and lives again while it is being reaped.
+    ask = desk.ask(principal)
+    async with slow.lease(ask, stub=desk.stub(ask), final_row=lambda: desk.stub(ask, "fine")) as lease:
+        await reaper.reap("slow", judged_ms - DEAD_MS)
+        assert await desk.slots(principal) == (1, 1)
+        assert await leases_of(desk, principal, "slow") == {ask.request_id}
+        assert set(await desk.rows(principal, "slow")) == {ask.request_id}
+        assert house.outcomes() == ["abandoned", "ok"]
+        lease.used(10, 20)
+    assert await desk.budgets(principal, judged_ms) == [(60, 0), (60, 0)]
+    assert (await desk.rows(principal, "slow"))[ask.request_id]["outcome"] == "fine"
+
+
+async def test_an_instance_that_lives_again_before_it_is_reaped_keeps_all(desk: Any, house: House) -> None:
+    slow, its_reaper = house.instance("slow")
+    _, reaper = house.instance("one")
+    principal = desk.principal(LIMITS, LIMITS)
+    await live(desk, slow, principal, ["ok", None])
+    await its_reaper.beat()
+    # The reaper was itself held up between its judgement and this.
+    await reaper.reap("slow", await desk.now_ms() - DEAD_MS)
+    assert await desk.slots(principal) == (1, 1)
+    assert len(await desk.rows(principal, "slow")) == 2
+    assert house.adopted == []
+
+
+async def test_an_instance_with_a_newer_lease_stays_listed(desk: Any, house: House) -> None:
+    slow, _ = house.instance("slow")
+    _, reaper = house.instance("one")
+    principal = desk.principal(LIMITS)
+    judged_ms = await desk.now_ms()
+    await trio.sleep(0.01)
+    await live(desk, slow, principal, [None])
+    await desk.redis.command("ZADD", keyspace.INSTANCES, judged_ms - 20_000, "slow")
+    # It has not beaten since: the next judgement has to find it.
+    await reaper.reap("slow", judged_ms - DEAD_MS)
+    assert await desk.redis.command("ZSCORE", keyspace.INSTANCES, "slow") is not None
+    assert await desk.leases(principal, "slow") == 1
+    await trio.sleep(0.01)
+    await reaper.reap("slow", await desk.now_ms() - DEAD_MS)
+    assert await desk.redis.command("ZSCORE", keyspace.INSTANCES, "slow") is None
+    assert await desk.slots(principal) == (0, 0)
