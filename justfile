@@ -25,6 +25,11 @@ dev *args:
 test *args:
     @{{ run }} pytest -n auto "$@"
 
+# look for what the tests did not: random examples until the time is up (--minutes, --seed, --examples, -k)
+[no-exit-message]
+fuzz *args:
+    @{{ run }} python -m tests.fuzz "$@"
+
 # format, lint, types, import contracts, tests: what must be green before a commit
 check:
     @{{ run }} ruff format --check .

@@ -39,7 +39,7 @@ class FrontDoor:
             return
         if scope["type"] != "http":
             return
-        path = _path(scope["raw_path"].decode("ascii"))
+        path = path_of(scope["raw_path"].decode("ascii"))
         found = match(scope["method"], path)
         if found.route is not None and found.route.kind is Kind.PAGE and found.refusal is None:
             await self._pages({**scope, "path": path}, receive, partial(_send_with_id, send))
@@ -80,7 +80,7 @@ class FrontDoor:
         await delivery.refuse(error)
 
 
-def _path(target: str) -> str:
+def path_of(target: str) -> str:
     """The decoded path of a request line that may name the whole URL (RFC 9112, 3.2.2).
 
     What is encoded is decoded last: it must not become the scheme, or the end of the host.

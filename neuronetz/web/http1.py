@@ -8,6 +8,7 @@ from typing import Any
 
 import h11
 import trio
+from hypercorn.events import Closed, Event
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -24,7 +25,15 @@ class _Http1(H11Protocol):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.connection = StrictConnection(self.config.h11_max_incomplete_size)
+        self.connection = self._strict = StrictConnection(self.config.h11_max_incomplete_size)
+
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):
+            # Where requests wait behind one whose client has left, the reader would wait for the reply's end,
+            # which nobody tells it of any more: the connection would be held for ever.
+            self._strict.abandon()
+            await self.can_read.set()
 
     async def _check_protocol(self, event: h11.Request) -> None:
         return

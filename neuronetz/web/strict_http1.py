@@ -84,9 +84,13 @@ class StrictConnection(h11.Connection):
             try:
                 _check(event)
             except h11.RemoteProtocolError:
-                self._process_error(self.their_role)
+                self.abandon()
                 raise
         return event
+
+    def abandon(self) -> None:
+        """Read nothing more: whatever was received and not read raises ``h11.RemoteProtocolError``."""
+        self._process_error(self.their_role)
 
 
 def _check(request: h11.Request) -> None:

@@ -1,5 +1,7 @@
 """Requests that take their time, or never end: every wait for a client has a bound."""
 
+import socket
+import struct
 from contextlib import suppress
 from typing import Any
 
@@ -8,6 +10,7 @@ import trio
 
 from tests.hostile.test_requests import BODY, CHUNKED, KEY, LENGTH, TAGS, post
 from tests.hostile.wire import converse
+from tests.shapes import STREAMS, Shape, named
 from tests.sockets import connected, until
 
 BOUND_S = 0.4
@@ -82,3 +85,19 @@ async def test_what_follows_a_request_that_ends_its_connection_does_not_disturb_
     assert heard.statuses == (200,)
     [row] = await books.rows(1)
     assert row["outcome"] == "completed"
+
+
+@pytest.mark.parametrize("behind", [TAGS, TAGS * 300], ids=["one", "hundreds"])
+@pytest.mark.parametrize("shape", STREAMS, ids=named)
+async def test_a_client_that_leaves_with_requests_waiting_leaves_no_connection_behind(
+    gateway: Any, mock_ollama: Any, key: str, books: Any, shape: Shape, behind: bytes
+) -> None:
+    async with connected(gateway) as client:
+        asked = shape.request(key, "[[tokens:100000]] [[tps:2000]] rivers")
+        await client.send_all(asked + behind.replace(KEY, key.encode()))
+        await client.receive_some(1)
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await until(lambda: gateway.connections == 0, 3)
+    assert mock_ollama.stats.open == 0
+    await books.rows(1)
+    await books.settled()
