@@ -30,6 +30,11 @@ test *args:
 chaos *args:
     @{{ run }} python -m tests.chaos "$@"
 
+# look for what the tests did not: random examples until the time is up (--minutes, --seed, --examples, -k)
+[no-exit-message]
+fuzz *args:
+    @{{ run }} python -m tests.fuzz "$@"
+
 # format, lint, types, import contracts, tests: what must be green before a commit
 check:
     @{{ run }} ruff format --check .

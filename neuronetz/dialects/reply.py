@@ -16,6 +16,9 @@ from neuronetz.dialects.framing import LineSplitter
 from neuronetz.dialects.transcript import Transcript
 from neuronetz.errors import GatewayError
 
+# More than any reply holds. A count beyond it would not fit the books, and no row with it could be written.
+MOST_TOKENS = 2**31 - 1
+
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding bytes that are no reply can raise. A writer may raise them too."""
 
@@ -289,7 +292,8 @@ def _reported(last: Object, prompt_estimate: int) -> Counts:
     """The counts of the last object. Ollama leaves out what is 0."""
     if last.done_reason in {"load", "unload"}:
         return Counts(exact=True)
-    prompt, completion = last.prompt_eval_count or 0, max(0, last.eval_count or 0)
+    prompt = min(last.prompt_eval_count or 0, MOST_TOKENS)
+    completion = min(max(0, last.eval_count or 0), MOST_TOKENS)
     if prompt <= 0:
         return Counts(prompt_estimate, completion)
     return Counts(prompt, completion, exact=True)

@@ -84,22 +84,20 @@ class Delivery:
         """
         if content_length is not None and content_length > limit:
             raise BodyTooLarge
-        parts: list[bytes] = []
-        size = 0
+        # Not a list of the parts: a client may send it in chunks of two bytes, and each would be an object.
+        body = bytearray()
         try:
             with trio.fail_after(timeout_s):
                 while True:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
                         raise ClientDisconnected
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > limit:
+                    body += message.get("body", b"")
+                    if len(body) > limit:
                         raise BodyTooLarge
-                    parts.append(part)
                     if not message.get("more_body", False):
                         self._body_read = True
-                        return b"".join(parts) if len(parts) > 1 else part
+                        return bytes(body)
         except trio.TooSlowError:
             self._body_read = True  # it is too late for the rest of it
             raise BodyTimeout from None

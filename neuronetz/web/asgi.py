@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import structlog
 
@@ -38,9 +39,10 @@ class FrontDoor:
             return
         if scope["type"] != "http":
             return
-        found = match(scope["method"], _origin_form(scope["path"]))
+        path = path_of(scope["raw_path"].decode("ascii"))
+        found = match(scope["method"], path)
         if found.route is not None and found.route.kind is Kind.PAGE and found.refusal is None:
-            await self._pages(scope, receive, partial(_send_with_id, send))
+            await self._pages({**scope, "path": path}, receive, partial(_send_with_id, send))
             return
         request = _request(scope, found)
         connection: Connection = scope["state"]["connection"]
@@ -78,11 +80,14 @@ class FrontDoor:
         await delivery.refuse(error)
 
 
-def _origin_form(path: str) -> str:
-    """The path of a request line that names the whole URL, as a client may (RFC 9112, 3.2.2)."""
-    if path.startswith(("http://", "https://")):
-        return "/" + path.split("://", 1)[1].partition("/")[2]
-    return path
+def path_of(target: str) -> str:
+    """The decoded path of a request line that may name the whole URL (RFC 9112, 3.2.2).
+
+    What is encoded is decoded last: it must not become the scheme, or the end of the host.
+    """
+    if target.startswith(("http://", "https://")):
+        target = "/" + target.split("://", 1)[1].partition("/")[2]
+    return unquote(target)
 
 
 async def _send_with_id(send: Send, message: Message) -> None:

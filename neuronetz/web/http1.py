@@ -1,4 +1,4 @@
-"""What is changed of hypercorn's own: HTTP/1 alone, timers that end with their connection, sends in one piece.
+"""What is changed of hypercorn's own: strict HTTP/1 alone, timers that end with their connection, whole sends.
 
 ``TCPServer``, ``H11Protocol`` and ``TaskGroup`` are its internals: the version is pinned, and
 ``tests/web/test_server.py`` and ``tests/gateway/test_connections.py`` guard what is used of them.
@@ -8,17 +8,32 @@ from typing import Any
 
 import h11
 import trio
+from hypercorn.events import Closed, Event
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from neuronetz.web.strict_http1 import StrictConnection
+
 
 class _Http1(H11Protocol):
-    """HTTP/1 alone. An Upgrade is ignored, as a server may: HTTP/2 has flow control of its own, which no write
-    deadline sees, and h11 stops reading, and so seeing the client leave, while an upgrade is pending.
+    """HTTP/1 alone, strictly read. An Upgrade is ignored, as a server may: HTTP/2 has flow control of its own,
+    which no write deadline sees, and h11 stops reading, and so seeing the client leave, while one is pending.
     """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.connection = self._strict = StrictConnection(self.config.h11_max_incomplete_size)
+
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):
+            # Where requests wait behind one whose client has left, the reader would wait for the reply's end,
+            # which nobody tells it of any more: the connection would be held for ever.
+            self._strict.abandon()
+            await self.can_read.set()
 
     async def _check_protocol(self, event: h11.Request) -> None:
         return
