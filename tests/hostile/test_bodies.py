@@ -127,7 +127,8 @@ BODIES: list[tuple[str, int, Make]] = [
 
 def folded_fields(path: str) -> list[tuple[str, int, Make]]:
     """A field of the endpoint's own, spelled as Go's decoder takes it, with the long s and the Kelvin sign."""
-    fields = ["stream"] if path in STREAMING else ["verbose"] if path == SHOW else ["options"]
+    other = {SHOW: "verbose", "/v1/embeddings": "dimensions"}.get(path, "options")
+    fields = ["stream"] if path in STREAMING else [other]
     fields += ["keep_alive"] if path.startswith("/api/") and path != SHOW else []
     return [
         (f"{field} as {odd!r}", 400, with_first(f'"{odd}":null'.encode()))
