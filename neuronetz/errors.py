@@ -199,6 +199,14 @@ class ShuttingDown(GatewayError):
     default = "gateway is shutting down"
 
 
+class LeaseLost(GatewayError):
+    """This process stood still for so long that others took it for dead, and gave its lease back."""
+
+    status = 503
+    outcome = "lease_lost"
+    default = "request given up: the gateway was held up"
+
+
 class Unavailable(GatewayError):
     """A store or a service that a decision needs cannot be reached: fail closed (G7)."""
 

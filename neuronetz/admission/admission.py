@@ -69,6 +69,7 @@ class Admission:
     ) -> None:
         self.instance = instance
         self.held = 0
+        self._leases: dict[str, Lease] = {}
         self.cleanup_timeout_s = cleanup_timeout_s
         # Tenants that Redis knows this instance to have leases of; the reaper says them again when forgotten.
         self.tenants: set[str] = set()
@@ -119,6 +120,23 @@ class Admission:
     async def settle(self, settlement: Settlement) -> None:
         """End a lease, or keep its settlement for later. Shielded, bounded; never raises because of Redis."""
         await self._settler.settle(settlement)
+
+    async def give_up_lost(self) -> None:
+        """Look which of the leases held here Redis still knows, and tell those that it does not.
+
+        For an instance that was held up for so long that others may have given them back. Raises
+        ``StoreUnavailable``.
+        """
+        held: dict[str, list[Lease]] = {}
+        for lease in self._leases.values():
+            held.setdefault(lease.tenant_id, []).append(lease)
+        for tenant_id, leases in held.items():
+            ids = [lease.request_id for lease in leases]
+            known = await self._redis.command("HMGET", keyspace.leases(tenant_id, self.instance), *ids)
+            for lease, entry in zip(leases, known, strict=True):
+                # One that has ended meanwhile was not lost but given back.
+                if entry is None and self._leases.get(lease.request_id) is lease:
+                    lease.on_lost()
 
     async def _register(self, tenant_id: str) -> None:
         if tenant_id not in self.tenants:
@@ -204,6 +222,10 @@ class Lease:
         self._final_row = final_row
         self._when: Periods
         self._tokens = 0
+        self.tenant_id = ask.principal.tenant_id
+        self.request_id = ask.request_id
+        # Called when others have given the lease back, for its instance was taken for dead. Must not block.
+        self.on_lost: Callable[[], None] = lambda: None
 
     def used(self, prompt: int, completion: int) -> None:
         """State the tokens actually used; the last statement before the block ends counts."""
@@ -218,6 +240,7 @@ class Lease:
         """
         admitted, self._when = await self._admission.admit(self._ask, self._stub)
         self._admission.held += 1
+        self._admission._leases[self.request_id] = self
         self.predict = admitted.predict
         self.admitted_at = admitted.now_s
         self.budget_day = datetime.fromtimestamp(admitted.now_s, UTC).date()
@@ -233,6 +256,7 @@ class Lease:
             row = self._final_row()
         finally:
             self._admission.held -= 1
+            self._admission._leases.pop(self.request_id, None)
             await self._admission.settle(settlement(self._ask, self._when, tokens=self._tokens, row=row))
 
 

@@ -16,6 +16,11 @@ def instance_tenants(instance: str) -> str:
     return f"{{{INSTANCES}}}:{instance}:tenants"
 
 
+def reaped(instance: str) -> str:
+    """There once others have begun to give back what an instance held, for a day."""
+    return f"{{{INSTANCES}}}:{instance}:reaped"
+
+
 def rpm(tenant_id: str, key_id: str | None = None) -> str:
     return f"gateway:{{{tenant_id}}}:rpm" + (f":{key_id}" if key_id else "")
 

@@ -1,11 +1,12 @@
 """The heartbeat that says that this instance lives, and the taking over of what dead instances left (G1, G3).
 
-An instance that was held up for longer than ``dead_after_s`` may find its leases reaped; its late settlements
-then change nothing. It admits nothing until it has beaten again, and what it admits from then on is safe from
-those who judged it before. Where nobody at all has beaten for so long, Redis was away, or the host: then all have
-the time of one heartbeat to beat again before anybody counts as dead.
+An instance that was held up for longer than ``dead_after_s`` may find its leases reaped: it then ends what ran
+under them, and its late settlements change nothing. It admits nothing until it has beaten again, and what it
+admits from then on is safe from those who judged it before. Where nobody at all has beaten for so long, Redis was
+away, or the host: then all have the time of one heartbeat to beat again before anybody counts as dead.
 """
 
+import math
 from collections.abc import Callable
 
 import structlog
@@ -26,6 +27,8 @@ _FORGET = Script.load("neuronetz.admission", "scripts/forget.lua")
 _BATCH = 500
 
 _SHORTEST_PAUSE_S = 0.05
+
+_REMEMBERED_S = 24 * 3600
 
 
 def pause(heartbeat_s: float, due_s: float) -> float:
@@ -74,6 +77,7 @@ class Reaper:
         self._adopt = adopt
         self._heartbeat_s = heartbeat_s
         self._dead_after_s = dead_after_s
+        self._doubtful_until = -math.inf
 
     @property
     def age_s(self) -> float:
@@ -121,11 +125,21 @@ class Reaper:
             await self._redis.command("SADD", keyspace.instance_tenants(self._instance), *self._admission.tenants)
         self._admission.alive_until = sent + self._dead_after_s
         self.started.set()
+        if gap_ms < 0 or gap_ms >= dead_after_ms:
+            # Who took this instance for dead may still be at its leases: they are looked at for a while.
+            self._doubtful_until = trio.current_time() + self._dead_after_s
+        if trio.current_time() < self._doubtful_until:
+            await self._give_up_what_was_reaped()
         if gap_ms >= dead_after_ms:
             # What held this instance up (Redis away, a suspended host, a clock set forward) may have held
             # up the others too: they get the time to beat again.
             return [], due_ms / 1000
         return [(id_.decode(), server_ms - dead_after_ms) for id_ in ids], due_ms / 1000
+
+    async def _give_up_what_was_reaped(self) -> None:
+        # An empty Redis knows no leases either, but nobody has given their slots to others.
+        if await self._redis.command("EXISTS", keyspace.reaped(self._instance)):
+            await self._admission.give_up_lost()
 
     async def _bury(self, dead: "trio.MemoryReceiveChannel[tuple[str, int]]") -> None:
         async for instance, dead_at_ms in dead:
@@ -145,6 +159,8 @@ class Reaper:
         beat = await self._redis.command("ZSCORE", keyspace.INSTANCES, instance)
         if beat is not None and float(beat) > dead_at_ms:
             return
+        # First: it must know of this before anything of its own is gone.
+        await self._redis.command("SET", keyspace.reaped(instance), 1, "EX", _REMEMBERED_S)
         rows = leases_left = 0
         judged_ms = dead_at_ms + int(self._dead_after_s * 1000)
         away: set[str] = set()

@@ -29,6 +29,7 @@ from neuronetz.errors import (
     ClientStalled,
     GatewayError,
     InvalidRequest,
+    LeaseLost,
     UnsupportedEncoding,
 )
 from neuronetz.exchange.account import Account
@@ -232,6 +233,7 @@ class Exchange:
             predict_min=reservation.least,
         )
         async with self._rooms.admission.lease(ask, stub=account.stub(), final_row=account.row) as lease:
+            lease.on_lost = lambda: running.stop(LeaseLost())
             account.charged(lease.budget_day)
             self._delivery.add_headers(lease.headers)
             with account.concluding(running):

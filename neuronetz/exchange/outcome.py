@@ -35,6 +35,7 @@ VERDICTS: dict[type[GatewayError], Verdict] = {
     errors.DeadlineExceeded: Verdict.NEUTRAL,  # a long answer is not a failing upstream
     errors.KeyRevoked: Verdict.NEUTRAL,
     errors.ShuttingDown: Verdict.NEUTRAL,
+    errors.LeaseLost: Verdict.NEUTRAL,
 }
 
 

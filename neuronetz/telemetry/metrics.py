@@ -12,7 +12,15 @@ _DURATIONS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300
 NO_MODEL = "none"
 
 # What cuts an exchange short, by the name that its audit row has for it.
-CAUSES = ("client_disconnected", "client_stalled", "deadline_exceeded", "revoked", "shutdown", "internal_error")
+CAUSES = (
+    "client_disconnected",
+    "client_stalled",
+    "deadline_exceeded",
+    "revoked",
+    "shutdown",
+    "lease_lost",
+    "internal_error",
+)
 # All else that ends an exchange which holds a lease: the upstream, or a refusal after admission.
 OTHER_CAUSE = "other"
 

@@ -418,3 +418,39 @@ async def test_an_instance_with_a_newer_lease_stays_listed(desk: Any, house: Hou
     await reaper.reap("slow", await desk.now_ms() - DEAD_MS)
     assert await desk.redis.command("ZSCORE", keyspace.INSTANCES, "slow") is None
     assert await desk.slots(principal) == (0, 0)
+
+
+async def test_an_instance_that_comes_back_ends_what_ran_under_the_leases_that_others_gave_back(
+    desk: Any, house: House
+) -> None:
+    admission, reaper = house.instance("frozen")
+    _, other = house.instance("other")
+    principal = desk.principal(LIMITS)
+    await reaper.beat()
+    lost: list[str] = []
+    ask = desk.ask(principal)
+    async with admission.lease(ask, stub=desk.stub(ask), final_row=lambda: desk.stub(ask)) as lease:
+        lease.on_lost = lambda: lost.append("before")
+        later = await desk.now_ms() + DEAD_MS + 1000
+        await other.reap("frozen", later - DEAD_MS)
+        assert lost == []
+        await reaper.beat(later + 1)
+        assert lost == ["before"]
+        newer = desk.ask(principal)
+        async with admission.lease(newer, stub=desk.stub(newer), final_row=lambda: desk.stub(newer)) as held:
+            held.on_lost = lambda: lost.append("after")
+            await reaper.beat(later + 2)
+    assert "after" not in lost
+
+
+async def test_an_empty_redis_ends_nothing(desk: Any, house: House) -> None:
+    admission, reaper = house.instance("one")
+    principal = desk.principal(LIMITS)
+    await reaper.beat()
+    ask = desk.ask(principal)
+    lost: list[str] = []
+    async with admission.lease(ask, stub=desk.stub(ask), final_row=lambda: desk.stub(ask)) as lease:
+        lease.on_lost = lambda: lost.append("it")
+        await desk.redis.command("FLUSHDB")
+        await reaper.beat()
+    assert lost == []

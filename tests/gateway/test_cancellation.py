@@ -1,5 +1,6 @@
 """Whatever ends a request: the model stops, the slot is free within 100 ms, and one row tells what happened."""
 
+import time
 from typing import Any
 
 import pytest
@@ -267,3 +268,18 @@ async def test_a_hard_cancellation_from_outside_still_writes_the_row(
     [row] = await books.rows(1)
     assert row["outcome"] == "shutdown"
     await books.settled()
+
+
+async def test_a_process_that_others_took_for_dead_ends_its_streams_when_it_comes_back(
+    asyncio_loop: Any, settings: Any, run_gateway: Any, mock_ollama: Any, key: str, books: Any
+) -> None:
+    beating = settings.model_copy(update={"heartbeat_s": 0.1, "dead_after_s": 0.5})
+    async with run_gateway(beating) as gateway, run_gateway(settings) as other, connected(gateway) as client:
+        await client.send_all(EVENTS.request(key, "[[tokens:1000]] [[tps:50]] rivers"))
+        await until(lambda: mock_ollama.stats.tokens > 2, 3)
+        await other.reaper.reap(gateway.instance, int(time.time() * 1000) + 60_000)
+        await until(lambda: mock_ollama.stats.open == 0, 1)
+        assert b'"message":"request given up: the gateway was held up"' in await receive_all(client)
+        await books.settled()
+    rows = await books.rows(1)
+    assert {row["outcome"] for row in rows} <= {"lease_lost", "abandoned"}
