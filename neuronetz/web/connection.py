@@ -20,8 +20,9 @@ _SLICE_BYTES = 64 * 1024
 class Connection(trio.abc.HalfCloseableStream):
     """An accepted socket whose writes end: after ``write_timeout_s`` seconds without progress, or on demand.
 
-    A write that was broken off leaves a torn reply, so the connection is then reset, and every further
-    write raises ``trio.BrokenResourceError`` at once. ``stalled`` says that the deadline did it.
+    A write that was broken off leaves a torn reply, so the connection is reset at once: whoever reads from it
+    gets ``trio.ClosedResourceError``, and every further write raises ``trio.BrokenResourceError``. ``stalled``
+    says that the deadline did it.
     """
 
     def __init__(self, stream: trio.SocketStream, write_timeout_s: float) -> None:
@@ -55,7 +56,7 @@ class Connection(trio.abc.HalfCloseableStream):
         if scope.cancelled_caught:
             self._broken = True
             self.stalled = trio.current_time() >= deadline
-            self._reset_on_close()
+            self._reset()
             raise trio.BrokenResourceError("the client does not read")
 
     def hurry(self, deadline: float) -> None:
@@ -67,9 +68,12 @@ class Connection(trio.abc.HalfCloseableStream):
         if self._writing is not None:
             self._writing.cancel()
 
-    def _reset_on_close(self) -> None:
+    def _reset(self) -> None:
         with contextlib.suppress(OSError):  # already gone, which is what it is for
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # Left to the server, it would stay open for as long as the client likes: the server waits for the
+        # client's next word once the application has ended.
+        self.socket.close()
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
