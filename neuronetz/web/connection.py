@@ -5,6 +5,7 @@ handler for as long as it likes.
 """
 
 import contextlib
+import errno
 import math
 import select
 import socket
@@ -22,7 +23,7 @@ class Connection(trio.abc.HalfCloseableStream):
 
     A write that was broken off leaves a torn reply, so the connection is reset at once: whoever reads from it
     gets ``trio.ClosedResourceError``, and every further write raises ``trio.BrokenResourceError``. ``stalled``
-    says that the deadline did it.
+    says that the deadline did it, ours or the system's.
     """
 
     def __init__(self, stream: trio.SocketStream, write_timeout_s: float) -> None:
@@ -51,6 +52,9 @@ class Connection(trio.abc.HalfCloseableStream):
             self._writing = scope
             try:
                 await self._stream.send_all(piece)
+            except trio.BrokenResourceError as error:
+                self._note(error)
+                raise
             finally:
                 self._writing = None
         if scope.cancelled_caught:
@@ -58,6 +62,11 @@ class Connection(trio.abc.HalfCloseableStream):
             self.stalled = trio.current_time() >= deadline
             self._reset()
             raise trio.BrokenResourceError("the client does not read")
+
+    def _note(self, error: trio.BrokenResourceError) -> None:
+        """The system gives a client that takes nothing the same time (``TCP_USER_TIMEOUT``) and may be first."""
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ETIMEDOUT:
+            self.stalled = True
 
     def hurry(self, deadline: float) -> None:
         """Give all writes to come no more time than until ``deadline`` (in Trio's clock)."""
@@ -82,6 +91,9 @@ class Connection(trio.abc.HalfCloseableStream):
         self.read_from = True
         try:
             return await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError as error:
+            self._note(error)
+            raise
         finally:
             self.read_from = False
 

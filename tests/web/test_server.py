@@ -135,6 +135,26 @@ async def test_a_torn_connection_is_gone_even_for_a_client_that_reads_again() ->
                 await trio.sleep(0.001)
 
 
+async def test_a_torn_whole_reply_leaves_no_idle_connection_behind() -> None:
+    done = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": CHUNK * 200, "more_body": False})
+        done.set()
+
+    async with (
+        serving(app, write_timeout_s=0.3) as server,
+        await connect(server.port, small_window=True) as client,
+    ):
+        await client.send_all(REQUEST)
+        with trio.fail_after(5):
+            await done.wait()
+            while server.open:
+                await trio.sleep(0.001)
+
+
 async def test_a_slow_reader_that_makes_progress_is_served_to_the_end() -> None:
     body = b"y" * (4 * 65536)
 
