@@ -118,7 +118,7 @@ class Admission:
             raise Unavailable(error.store) from error
 
     async def settle(self, settlement: Settlement) -> None:
-        """End a lease, or keep its settlement for later. Shielded, bounded; never raises because of Redis."""
+        """End a lease, or keep its settlement for later. Shielded, bounded; never raises."""
         await self._settler.settle(settlement)
 
     async def give_up_lost(self) -> None:

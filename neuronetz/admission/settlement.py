@@ -55,7 +55,7 @@ class Settler:
         self._arrived = trio.Event()
 
     async def settle(self, settlement: Settlement) -> None:
-        """Settle now, or keep it for ``run``. Never raises because of Redis.
+        """Settle now, or keep it for ``run``. Never raises.
 
         Shielded from cancellation, for at most ``cleanup_timeout_s`` seconds.
         """
@@ -64,6 +64,9 @@ class Settler:
             with trio.move_on_after(self._cleanup_timeout_s, shield=True), suppress(StoreUnavailable):
                 await self._send(settlement)
                 done = True
+        except Exception:
+            # A reply that is complete must not be torn for it, nor its row belied: it is kept like any other.
+            log.exception("admission.settle_failed", request_id=settlement.request_id)
         finally:
             if not done:
                 log.warning("admission.settle_kept", request_id=settlement.request_id)

@@ -16,6 +16,10 @@ log = structlog.get_logger("neuronetz.audit")
 REMEMBERED = 10_000
 BATCH = 512
 
+# Between tries (seconds) while Redis does not take them.
+FIRST_PAUSE_S = 0.2
+LAST_PAUSE_S = 5.0
+
 
 def tenants_key(instance: str) -> str:
     """Where the tenants stand that an instance has rows of; admission's name for it."""
@@ -28,7 +32,7 @@ def rows_key(tenant_id: str, instance: str) -> str:
 
 
 class Copies:
-    """Copies to remove, best effort: those that Redis did not take are tried again with the next ones."""
+    """Copies to remove, best effort: those that Redis did not take are tried again, ever more slowly."""
 
     def __init__(self, redis: Redis, instance: str) -> None:
         self._redis = redis
@@ -67,10 +71,17 @@ class Copies:
 
     async def run(self) -> None:
         """Remove copies until cancelled; apart from the commits, which must not wait for a slow Redis."""
+        pause_s = FIRST_PAUSE_S
         while True:
             await self._arrived.wait()
             self._arrived = trio.Event()
             await self.remove()
+            if self._pending:
+                await trio.sleep(pause_s)
+                pause_s = min(LAST_PAUSE_S, 2 * pause_s)
+                self._arrived.set()
+            else:
+                pause_s = FIRST_PAUSE_S
 
     async def remove(self) -> None:
         """Remove what is noted. Cancelled or without Redis, the rest stays noted."""

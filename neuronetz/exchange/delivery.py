@@ -225,7 +225,9 @@ class Delivery:
 
     async def _linger(self) -> None:
         size = 0
-        with trio.move_on_after(_LINGER_S):
+        # Of a clean-up's time, the reply needs its half.
+        left_s = trio.current_effective_deadline() - trio.current_time()
+        with trio.move_on_after(min(_LINGER_S, max(0.0, left_s / 2))):
             while size < _LINGER_BYTES:
                 message = await self._receive()
                 size += len(message.get("body", b""))

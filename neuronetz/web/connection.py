@@ -5,6 +5,7 @@ handler for as long as it likes.
 """
 
 import contextlib
+import errno
 import math
 import select
 import socket
@@ -20,8 +21,9 @@ _SLICE_BYTES = 64 * 1024
 class Connection(trio.abc.HalfCloseableStream):
     """An accepted socket whose writes end: after ``write_timeout_s`` seconds without progress, or on demand.
 
-    A write that was broken off leaves a torn reply, so the connection is then reset, and every further
-    write raises ``trio.BrokenResourceError`` at once. ``stalled`` says that the deadline did it.
+    A write that was broken off leaves a torn reply, so the connection is reset at once: whoever reads from it
+    gets ``trio.ClosedResourceError``, and every further write raises ``trio.BrokenResourceError``. ``stalled``
+    says that the deadline did it, ours or the system's.
     """
 
     def __init__(self, stream: trio.SocketStream, write_timeout_s: float) -> None:
@@ -50,13 +52,21 @@ class Connection(trio.abc.HalfCloseableStream):
             self._writing = scope
             try:
                 await self._stream.send_all(piece)
+            except trio.BrokenResourceError as error:
+                self._note(error)
+                raise
             finally:
                 self._writing = None
         if scope.cancelled_caught:
             self._broken = True
             self.stalled = trio.current_time() >= deadline
-            self._reset_on_close()
+            self._reset()
             raise trio.BrokenResourceError("the client does not read")
+
+    def _note(self, error: trio.BrokenResourceError) -> None:
+        """The system gives a client that takes nothing the same time (``TCP_USER_TIMEOUT``) and may be first."""
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ETIMEDOUT:
+            self.stalled = True
 
     def hurry(self, deadline: float) -> None:
         """Give all writes to come no more time than until ``deadline`` (in Trio's clock)."""
@@ -67,9 +77,12 @@ class Connection(trio.abc.HalfCloseableStream):
         if self._writing is not None:
             self._writing.cancel()
 
-    def _reset_on_close(self) -> None:
+    def _reset(self) -> None:
         with contextlib.suppress(OSError):  # already gone, which is what it is for
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # Left to the server, it would stay open for as long as the client likes: the server waits for the
+        # client's next word once the application has ended.
+        self.socket.close()
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
@@ -78,6 +91,9 @@ class Connection(trio.abc.HalfCloseableStream):
         self.read_from = True
         try:
             return await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError as error:
+            self._note(error)
+            raise
         finally:
             self.read_from = False
 

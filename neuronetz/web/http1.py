@@ -8,7 +8,7 @@ from typing import Any
 
 import h11
 import trio
-from hypercorn.events import Closed, Event
+from hypercorn.events import Closed, Event, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -52,6 +52,8 @@ class Channel(TCPServer):
     connection, socket and all, until it runs out.
     """
 
+    _over = False
+
     async def run(self) -> None:
         sock = self.stream.socket
         try:
@@ -72,11 +74,17 @@ class Channel(TCPServer):
                 )
                 await self.idle_task.restart(group, self._idle_timeout)
                 await self._read_data()
+                self._over = True
                 await self.idle_task.stop()
         except OSError:
             pass
         finally:
             await self._close()
+
+    async def protocol_send(self, event: Event) -> None:
+        # A reply may end after its connection did; what is gone is not idle, and has no timer.
+        if not (self._over and isinstance(event, Updated)):
+            await super().protocol_send(event)
 
 
 async def in_step(app: Any, scope: Any, receive: Any, send: Any) -> None:

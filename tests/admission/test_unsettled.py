@@ -59,6 +59,32 @@ async def test_a_settlement_that_redis_missed_is_repeated_until_it_has_it(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_settlement_that_fails_by_a_bug_is_kept_and_tears_nothing(
+    lone_redis: Redis,
+    lone_admission: Admission,
+    open_desk: Callable[[Redis], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = open_desk(lone_redis)
+    principal = desk.principal(LIMITS)
+    ask = desk.ask(principal)
+
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    async with lone_admission.lease(ask, stub=desk.stub(ask), final_row=final_row):
+        monkeypatch.setattr(lone_redis, "script", broken)
+    assert [kept.request_id for kept in lone_admission.unsettled] == [ask.request_id]
+    monkeypatch.undo()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lone_admission.settle_unsettled)
+        with trio.fail_after(10):
+            await drained(lone_admission)
+        nursery.cancel_scope.cancel()
+    assert await desk.slots(principal) == (0, 0)
+    assert await desk.leases(principal) == 0
+
+
 async def test_while_redis_is_away_requests_are_denied(
     own_valkey: Any, lone_redis: Redis, lone_admission: Admission, open_desk: Callable[[Redis], Any]
 ) -> None:

@@ -203,3 +203,14 @@ async def test_comments_end_with_their_task_however_often_they_are_waited_for(
     with trio.fail_after(5):
         await delivery.finish()
     assert server.taken[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_a_client_that_still_sends_reads_the_refusal_within_a_short_clean_up(
+    server: Server, autojump_clock: trio.testing.MockClock
+) -> None:
+    sending = Delivery(trio.sleep_forever, server.send, Line(), rendered, [])  # type: ignore[arg-type]
+    with trio.move_on_after(0.5) as clean_up:
+        await sending.refuse(GatewayError())
+    assert not clean_up.cancelled_caught
+    assert server.starts == [500]
+    assert trio.current_time() == pytest.approx(0.25)

@@ -12,6 +12,7 @@ from neuronetz.errors import KeyRevoked
 from neuronetz.exchange.registry import Running
 from neuronetz.gateway import Gateway
 from neuronetz.web.asgi import FrontDoor
+from tests.guarantees.at_rest import quiet
 from tests.guarantees.checkpoints import Steps
 from tests.shapes import SHAPES, Shape, named
 
@@ -82,29 +83,6 @@ class Audited:
         """Stop the exchange as a revocation does."""
         if self.running is not None and not self.running.over:
             self.running.stop(KeyRevoked())
-
-
-async def quiet(gateway: Gateway, mock: Any) -> None:
-    """Fails unless the model is at rest within the guarantee's bound, and every connection back in its pool.
-
-    A query that was cancelled is cancelled at PostgreSQL too, which takes a connection of its own and longer.
-    """
-    postgres, redis = gateway._postgres._pool, gateway._redis._client.connection_pool
-    upstream = gateway._upstream._client._transport._pool
-    with trio.fail_after(0.1):
-        await mock.stats.wait_for(lambda stats: stats.open == 0)
-    left: dict[str, int] = {}
-    with trio.move_on_after(2):
-        while True:
-            left = {
-                "postgres": postgres.get_size() - postgres.get_idle_size(),
-                "redis": len(redis._in_use_connections),
-                "upstream": sum(not connection.is_idle() for connection in upstream.connections),
-            }
-            if not any(left.values()):
-                return
-            await trio.lowlevel.checkpoint()
-    raise AssertionError(left)
 
 
 OUTCOMES = {

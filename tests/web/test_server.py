@@ -105,6 +105,56 @@ async def test_a_stuck_write_is_broken_off_on_demand() -> None:
     assert took[0] < 0.1
 
 
+async def test_a_torn_connection_is_gone_even_for_a_client_that_reads_again() -> None:
+    torn = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        connection: Connection = scope["state"]["connection"]
+        async with trio.open_nursery() as nursery:
+            sent: list[int] = []
+            nursery.start_soon(endless, send, sent)
+            progress = -1
+            while len(sent) != progress:
+                progress = len(sent)
+                await trio.sleep(0.1)
+            connection.abort_send()
+            nursery.cancel_scope.cancel()
+        torn.set()
+
+    async with (
+        serving(app, write_timeout_s=60) as server,
+        await connect(server.port, small_window=True) as client,
+    ):
+        await client.send_all(REQUEST)
+        with trio.fail_after(10):
+            await torn.wait()
+            with pytest.raises(trio.BrokenResourceError):  # noqa: PT012
+                while await client.receive_some(65536):
+                    pass
+            while server.open:
+                await trio.sleep(0.001)
+
+
+async def test_a_torn_whole_reply_leaves_no_idle_connection_behind() -> None:
+    done = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": CHUNK * 200, "more_body": False})
+        done.set()
+
+    async with (
+        serving(app, write_timeout_s=0.3) as server,
+        await connect(server.port, small_window=True) as client,
+    ):
+        await client.send_all(REQUEST)
+        with trio.fail_after(5):
+            await done.wait()
+            while server.open:
+                await trio.sleep(0.001)
+
+
 async def test_a_slow_reader_that_makes_progress_is_served_to_the_end() -> None:
     body = b"y" * (4 * 65536)
 
