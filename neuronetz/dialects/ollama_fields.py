@@ -24,6 +24,8 @@ from neuronetz.dialects.fields import (
 
 MODEL_NAME_LENGTH = 200
 
+SHORT_LENGTH = 256
+
 # Objects take far longer to check than text: these bound the time that a hostile body can take.
 MOST_MESSAGES = 10_000
 MOST_TOOLS = 1_000
@@ -48,9 +50,17 @@ def model_name(value: Any) -> Any:
     return name
 
 
+def short_text(value: Any) -> str:
+    """A name or an identifier. A translation may repeat it in thousands of messages, so it must not be long."""
+    name = text(value)
+    if len(name) > SHORT_LENGTH:
+        raise Wrong(f"must be at most {SHORT_LENGTH} characters")
+    return name
+
+
 def role(value: Any) -> str:
     """A message's role; Ollama lowers its case on arrival."""
-    name = text(value).lower()
+    name = short_text(value).lower()
     if not name.strip():
         raise Wrong("must not be empty")
     return name

@@ -5,8 +5,8 @@ from typing import Any
 
 from neuronetz.dialects.call_arguments import ArgumentsReader
 from neuronetz.dialects.fields import ABSENT, Struct, Wrong, anything_in_object, list_of, text
-from neuronetz.dialects.ollama_fields import MOST_MESSAGES, role
-from neuronetz.dialects.openai_fields import function_name, image_uri
+from neuronetz.dialects.ollama_fields import MOST_MESSAGES, role, short_text
+from neuronetz.dialects.openai_fields import image_uri
 
 
 def qualified(namespace: str, name: str) -> str:
@@ -164,7 +164,7 @@ _REASONING = Struct({"type": text, "encrypted_content": text, "content": _texts,
 _ITEMS = {
     "message": Struct({"type": text, "role": role, "content": _content}, required=("role", "content")),
     "function_call": Struct(
-        {"type": text, "call_id": text, "name": function_name, "namespace": function_name, "arguments": text},
+        {"type": text, "call_id": text, "name": short_text, "namespace": short_text, "arguments": text},
         required=("call_id", "name"),
     ),
     "function_call_output": Struct({"type": text, "call_id": text, "output": _content}, required=("call_id",)),

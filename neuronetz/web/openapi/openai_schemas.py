@@ -8,6 +8,7 @@ from neuronetz.web.openapi.shapes import (
     OBJECT,
     REAL,
     SEED,
+    SHORT,
     TEXT,
     TOKENS,
     TOP_LOGPROBS,
@@ -26,7 +27,6 @@ from neuronetz.web.openapi.shapes import (
 
 _NUMBER: Schema = {"type": "number"}
 _LOGPROBS = {"type": ["object", "null"]}
-_NAME: Schema = {"type": "string", "maxLength": 256}
 _ONE = said({"type": "integer", "const": 1}, "A request has one choice.")
 
 _SHARED = {
@@ -76,8 +76,8 @@ OPENAI: dict[str, Schema] = {
             "role": ref("Role"),
             "content": any_of(TEXT, list_of(ref("ContentPart"))),
             "reasoning": said(TEXT, "What the model had thought."),
-            "name": TEXT,
-            "tool_call_id": TEXT,
+            "name": SHORT,
+            "tool_call_id": SHORT,
             "tool_calls": list_of(ref("ToolCall"), maxItems=MOST_TOOLS),
         },
         ("role",),
@@ -110,7 +110,7 @@ OPENAI: dict[str, Schema] = {
         {
             "id": TEXT,
             "type": ANYTHING,
-            "function": body({"name": _NAME, "arguments": ref("Arguments")}, ("name",)),
+            "function": body({"name": SHORT, "arguments": ref("Arguments")}, ("name",)),
         },
         ("function",),
     ),
