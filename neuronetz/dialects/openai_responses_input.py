@@ -29,7 +29,7 @@ class Conversation:
 
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
-        self._thinking = ""
+        self._thoughts: list[str] = []
         self._tools: dict[str, str] = {}
         self._arguments = ArgumentsReader()
 
@@ -44,8 +44,11 @@ class Conversation:
                 self._add(item)
             except Wrong as wrong:
                 raise wrong.within(f"[{index}]").within("input") from None
-        if self._thinking:
+        if self._thoughts:
             self._say({})
+        for message in self._messages:
+            if "thinking" in message:
+                message["thinking"] = "".join(message["thinking"])
         return self._messages
 
     def _add(self, item: Mapping[str, Any]) -> None:
@@ -66,7 +69,8 @@ class Conversation:
                     {"role": "tool", "content": "", **item.get("output", {}), **named, "tool_call_id": asked}
                 )
             case "reasoning":
-                self._thinking += item["thinking"]
+                if item["thinking"]:
+                    self._thoughts.append(item["thinking"])
 
     def _say(self, content: Mapping[str, Any]) -> None:
         self._messages.append({"role": "assistant", "content": "", **content})
@@ -87,11 +91,13 @@ class Conversation:
         self._tools[item["call_id"]] = name
 
     def _think(self) -> None:
-        """Give the thoughts that came before to the assistant's message that stands last."""
-        if self._thinking:
-            last = self._messages[-1]
-            last["thinking"] = last.get("thinking", "") + self._thinking
-            self._thinking = ""
+        """Give the thoughts that came before to the assistant's message that stands last.
+
+        They are joined at the end: a text that grows by each of thousands takes time by the square of them.
+        """
+        if self._thoughts:
+            self._messages[-1].setdefault("thinking", []).extend(self._thoughts)
+            self._thoughts.clear()
 
 
 def _content(value: Any) -> dict[str, Any]:
