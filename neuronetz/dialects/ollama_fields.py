@@ -29,6 +29,8 @@ SHORT_LENGTH = 256
 # Objects take far longer to check than text: these bound the time that a hostile body can take.
 MOST_MESSAGES = 10_000
 MOST_TOOLS = 1_000
+# The upstream compares each with every token that it makes, for all whom it serves.
+MOST_STOPS = 1_000
 
 INT32 = 2**31 - 1
 EXACT_FLOAT = 2**53
@@ -173,7 +175,7 @@ def options(policy: BodyPolicy) -> Check:
         "min_p": real,
         "typical_p": real,
         "seed": whole(-EXACT_FLOAT, EXACT_FLOAT),
-        "stop": list_of(text),
+        "stop": list_of(text, MOST_STOPS),
         "repeat_last_n": integer,
         "repeat_penalty": real,
         "presence_penalty": real,

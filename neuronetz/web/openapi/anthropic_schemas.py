@@ -1,6 +1,6 @@
 """The bodies of Anthropic's messages."""
 
-from neuronetz.dialects.ollama_fields import MOST_TOOLS
+from neuronetz.dialects.ollama_fields import MOST_STOPS, MOST_TOOLS
 from neuronetz.web.openapi.shapes import (
     BOOLEAN,
     MODEL,
@@ -58,7 +58,7 @@ ANTHROPIC: dict[str, Schema] = {
             "temperature": REAL,
             "top_p": REAL,
             "top_k": whole(),
-            "stop_sequences": list_of(TEXT),
+            "stop_sequences": list_of(TEXT, maxItems=MOST_STOPS),
             "thinking": said(
                 body({"type": TEXT}), "Of type enabled or disabled; of any other, output_config decides."
             ),

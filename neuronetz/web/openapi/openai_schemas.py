@@ -1,6 +1,6 @@
 """The bodies of OpenAI's chat completions, completions, embeddings and models."""
 
-from neuronetz.dialects.ollama_fields import INT32, MOST_TOOLS
+from neuronetz.dialects.ollama_fields import INT32, MOST_STOPS, MOST_TOOLS
 from neuronetz.web.openapi.shapes import (
     ANYTHING,
     BOOLEAN,
@@ -120,7 +120,9 @@ OPENAI: dict[str, Schema] = {
             "prompt": said(any_of(TEXT, list_of(TEXT, minItems=1, maxItems=1)), "One text; tokens are refused."),
             "suffix": TEXT,
             "logprobs": said(whole(0, 20), "How many alternatives of each token to tell; 0 is none."),
-            "stop": said(any_of(TEXT, list_of(TEXT)), "A text or several that end the completion."),
+            "stop": said(
+                any_of(TEXT, list_of(TEXT, maxItems=MOST_STOPS)), "A text or several that end the completion."
+            ),
             "echo": said(BOOLEAN, "Whether the text begins with the prompt."),
             "best_of": _ONE,
         },
