@@ -16,7 +16,7 @@ from neuronetz.dialects.fields import (
     text,
     whole,
 )
-from neuronetz.dialects.ollama_fields import INT32, MOST_MESSAGES, MOST_TOOLS, image, model_name, role
+from neuronetz.dialects.ollama_fields import INT32, MOST_MESSAGES, MOST_TOOLS, image, model_name, role, short_text
 from neuronetz.dialects.reply import Writers
 from neuronetz.dialects.translation import Translation
 
@@ -96,11 +96,14 @@ def _source(value: Any) -> str:
     return str(source["data"])
 
 
-def _named(value: Any) -> str:
-    name = text(value)
-    if not name:
+def _some_text(value: Any) -> str:
+    if not text(value):
         raise Wrong("must not be empty")
-    return name
+    return str(value)
+
+
+def _name(value: Any) -> str:
+    return short_text(_some_text(value))
 
 
 def _blocks_of(kinds: Mapping[str, Struct]) -> Check:
@@ -133,7 +136,7 @@ _CONTENT = _blocks_of(
         "text": _TEXT,
         "image": _IMAGE,
         "tool_use": Struct(
-            {"type": text, "id": _named, "name": _named, "input": anything_in_object}, required=("id", "name")
+            {"type": text, "id": _some_text, "name": _name, "input": anything_in_object}, required=("id", "name")
         ),
         "tool_result": Struct({"type": text, "tool_use_id": text, "content": _READABLE}),
         "thinking": Struct({"type": text, "thinking": text}, required=("thinking",)),
@@ -171,7 +174,7 @@ _BODY = Struct(
         "output_config": Struct({"effort": text}),
         "tools": list_of(
             Struct(
-                {"type": text, "name": _named, "description": text, "input_schema": anything_in_object},
+                {"type": text, "name": _name, "description": text, "input_schema": anything_in_object},
                 required=("name",),
             ),
             MOST_TOOLS,

@@ -72,14 +72,14 @@ class MessageStream:
         """See ``dialects.reply.StreamWriter``."""
         message = line.message or _NOTHING
         calls = read_calls(message.tool_calls, _CALL_ID)
-        events = b"" if self._begun else self._begin()
+        events = [b"" if self._begun else self._begin()]
         if message.thinking:
-            events += self._piece("thinking", message.thinking)
+            events.append(self._piece("thinking", message.thinking))
         if message.content:
-            events += self._piece("text", message.content)
-        for call in calls:
-            events += self._call(call)
-        return events
+            events.append(self._piece("text", message.content))
+        # Joined once: a line may hold many calls.
+        events += map(self._call, calls)
+        return b"".join(events)
 
     def last(self, line: Line, raw: bytes, counts: Counts) -> bytes:
         """See ``dialects.reply.StreamWriter``."""

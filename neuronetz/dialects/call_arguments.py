@@ -21,10 +21,11 @@ class ArgumentsReader:
         """The object that a text holds; a blank one holds none. Raises ``Wrong``."""
         if not arguments.strip():
             return {}
-        self._values_left -= arguments.count(",") + 1
+        data = arguments.encode()
+        self._values_left -= json_body.values_in(data, self._values_left)
         if self._values_left < 0:
             raise Wrong("hold too many values")
         try:
-            return json_body.read(arguments.encode(), max_depth=_MAX_DEPTH)
+            return json_body.read(data, max_depth=_MAX_DEPTH)
         except InvalidRequest:
             raise Wrong("invalid tool call arguments: must be a JSON object, as text") from None

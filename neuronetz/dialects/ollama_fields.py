@@ -24,9 +24,13 @@ from neuronetz.dialects.fields import (
 
 MODEL_NAME_LENGTH = 200
 
+SHORT_LENGTH = 256
+
 # Objects take far longer to check than text: these bound the time that a hostile body can take.
 MOST_MESSAGES = 10_000
 MOST_TOOLS = 1_000
+# The upstream compares each with every token that it makes, for all whom it serves.
+MOST_STOPS = 1_000
 
 INT32 = 2**31 - 1
 EXACT_FLOAT = 2**53
@@ -48,9 +52,17 @@ def model_name(value: Any) -> Any:
     return name
 
 
+def short_text(value: Any) -> str:
+    """A name or an identifier. A translation may repeat it in thousands of messages, so it must not be long."""
+    name = text(value)
+    if len(name) > SHORT_LENGTH:
+        raise Wrong(f"must be at most {SHORT_LENGTH} characters")
+    return name
+
+
 def role(value: Any) -> str:
     """A message's role; Ollama lowers its case on arrival."""
-    name = text(value).lower()
+    name = short_text(value).lower()
     if not name.strip():
         raise Wrong("must not be empty")
     return name
@@ -163,7 +175,7 @@ def options(policy: BodyPolicy) -> Check:
         "min_p": real,
         "typical_p": real,
         "seed": whole(-EXACT_FLOAT, EXACT_FLOAT),
-        "stop": list_of(text),
+        "stop": list_of(text, MOST_STOPS),
         "repeat_last_n": integer,
         "repeat_penalty": real,
         "presence_penalty": real,

@@ -14,13 +14,12 @@ from neuronetz.dialects.fields import (
     text,
     whole,
 )
-from neuronetz.dialects.ollama_fields import MOST_MESSAGES, MOST_TOOLS, image, role
+from neuronetz.dialects.ollama_fields import MOST_MESSAGES, MOST_TOOLS, image, role, short_text
 from neuronetz.dialects.openai_chat_reply import ChatObject, ChatStream
 from neuronetz.dialects.openai_fields import (
     MODEL_AND_STREAM,
     SAMPLING,
     effort,
-    function_name,
     image_uri,
     one,
     predict,
@@ -102,14 +101,14 @@ _BODY = Struct(
                     "role": role,
                     "content": _content,
                     "reasoning": text,
-                    "name": text,
-                    "tool_call_id": text,
+                    "name": short_text,
+                    "tool_call_id": short_text,
                     "tool_calls": list_of(
                         Struct(
                             {
                                 "id": text,
                                 "type": anything,
-                                "function": Struct({"name": function_name, "arguments": text}, required=("name",)),
+                                "function": Struct({"name": short_text, "arguments": text}, required=("name",)),
                             },
                             required=("function",),
                         ),

@@ -33,16 +33,6 @@ MODEL_AND_STREAM: dict[str, Check] = {"model": model_name, "stream": boolean}
 
 predict = whole(-INT32, INT32)
 
-MOST_OF_A_NAME = 256
-
-
-def function_name(value: Any) -> str:
-    """The name of a tool's function. A message that answers a call repeats it, so it must not be long."""
-    name = text(value)
-    if len(name) > MOST_OF_A_NAME:
-        raise Wrong(f"must be at most {MOST_OF_A_NAME} characters")
-    return name
-
 
 def sampling(given: Mapping[str, Any], defaults: Mapping[str, float]) -> dict[str, Any]:
     """The sampling options of a body, with what stands for those it leaves out."""

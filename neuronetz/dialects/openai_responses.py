@@ -22,8 +22,8 @@ from neuronetz.dialects.fields import (
     map_of,
     text,
 )
-from neuronetz.dialects.ollama_fields import MOST_TOOLS
-from neuronetz.dialects.openai_fields import MODEL_AND_STREAM, SAMPLING, effort, function_name, predict, sampling
+from neuronetz.dialects.ollama_fields import MOST_TOOLS, short_text
+from neuronetz.dialects.openai_fields import MODEL_AND_STREAM, SAMPLING, effort, predict, sampling
 from neuronetz.dialects.openai_responses_input import Conversation, given_input, qualified
 from neuronetz.dialects.openai_responses_reply import ResponseObject
 from neuronetz.dialects.openai_responses_stream import ResponseStream
@@ -169,7 +169,7 @@ _FORMAT = Struct(
 _FUNCTION = Struct(
     {
         "type": text,
-        "name": function_name,
+        "name": short_text,
         "description": text,
         "parameters": anything_in_object,
         "strict": boolean,
@@ -177,7 +177,7 @@ _FUNCTION = Struct(
     required=("name",),
 )
 _NAMESPACE = Struct(
-    {"type": text, "name": function_name, "description": text, "tools": _members}, required=("name", "tools")
+    {"type": text, "name": short_text, "description": text, "tools": _members}, required=("name", "tools")
 )
 
 _BODY = Struct(

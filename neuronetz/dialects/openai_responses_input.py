@@ -5,8 +5,8 @@ from typing import Any
 
 from neuronetz.dialects.call_arguments import ArgumentsReader
 from neuronetz.dialects.fields import ABSENT, Struct, Wrong, anything_in_object, list_of, text
-from neuronetz.dialects.ollama_fields import MOST_MESSAGES, role
-from neuronetz.dialects.openai_fields import function_name, image_uri
+from neuronetz.dialects.ollama_fields import MOST_MESSAGES, role, short_text
+from neuronetz.dialects.openai_fields import image_uri
 
 
 def qualified(namespace: str, name: str) -> str:
@@ -29,7 +29,7 @@ class Conversation:
 
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
-        self._thinking = ""
+        self._thoughts: list[str] = []
         self._tools: dict[str, str] = {}
         self._arguments = ArgumentsReader()
 
@@ -44,8 +44,11 @@ class Conversation:
                 self._add(item)
             except Wrong as wrong:
                 raise wrong.within(f"[{index}]").within("input") from None
-        if self._thinking:
+        if self._thoughts:
             self._say({})
+        for message in self._messages:
+            if "thinking" in message:
+                message["thinking"] = "".join(message["thinking"])
         return self._messages
 
     def _add(self, item: Mapping[str, Any]) -> None:
@@ -66,7 +69,8 @@ class Conversation:
                     {"role": "tool", "content": "", **item.get("output", {}), **named, "tool_call_id": asked}
                 )
             case "reasoning":
-                self._thinking += item["thinking"]
+                if item["thinking"]:
+                    self._thoughts.append(item["thinking"])
 
     def _say(self, content: Mapping[str, Any]) -> None:
         self._messages.append({"role": "assistant", "content": "", **content})
@@ -87,11 +91,13 @@ class Conversation:
         self._tools[item["call_id"]] = name
 
     def _think(self) -> None:
-        """Give the thoughts that came before to the assistant's message that stands last."""
-        if self._thinking:
-            last = self._messages[-1]
-            last["thinking"] = last.get("thinking", "") + self._thinking
-            self._thinking = ""
+        """Give the thoughts that came before to the assistant's message that stands last.
+
+        They are joined at the end: a text that grows by each of thousands takes time by the square of them.
+        """
+        if self._thoughts:
+            self._messages[-1].setdefault("thinking", []).extend(self._thoughts)
+            self._thoughts.clear()
 
 
 def _content(value: Any) -> dict[str, Any]:
@@ -164,7 +170,7 @@ _REASONING = Struct({"type": text, "encrypted_content": text, "content": _texts,
 _ITEMS = {
     "message": Struct({"type": text, "role": role, "content": _content}, required=("role", "content")),
     "function_call": Struct(
-        {"type": text, "call_id": text, "name": function_name, "namespace": function_name, "arguments": text},
+        {"type": text, "call_id": text, "name": short_text, "namespace": short_text, "arguments": text},
         required=("call_id", "name"),
     ),
     "function_call_output": Struct({"type": text, "call_id": text, "output": _content}, required=("call_id",)),

@@ -39,14 +39,15 @@ class ResponseStream:
         message = line.message or made.NOTHING
         # First, since it may raise: what is numbered must also be sent.
         calls = read_calls(message.tool_calls)
-        events = self._begin(unix_seconds(line.created_at))
+        events = [self._begin(unix_seconds(line.created_at))]
         if message.thinking:
-            events += self._add(_Reasoning, message.thinking)
+            events.append(self._add(_Reasoning, message.thinking))
         if message.content:
-            events += self._add(_Message, message.content)
+            events.append(self._add(_Message, message.content))
         for call in calls:
-            events += self._close() + self._called(call)
-        return events
+            # Joined once: a line may hold many calls.
+            events += self._close(), self._called(call)
+        return b"".join(events)
 
     def last(self, line: Line, raw: bytes, counts: Counts) -> bytes:
         """See ``dialects.reply.StreamWriter``."""

@@ -340,6 +340,9 @@ def test_other_dialects_ask_it_all_the_same() -> None:
         ({"messages": [assistant({"type": "tool_use", "id": "t"})]}, "messages[0].content[0].name"),
         ({"messages": [assistant(use("", "a"))]}, "messages[0].content[0].id"),
         ({"messages": [assistant(use("t", ""))]}, "messages[0].content[0].name"),
+        # Every result of the call would repeat it.
+        ({"messages": [assistant(use("t", "a" * 257))]}, "messages[0].content[0].name"),
+        ({"messages": [{"role": "u" * 257, "content": "a"}]}, "messages[0].role"),
         (
             {"messages": [assistant({"type": "tool_use", "id": "t", "name": "a", "input": "{}"})]},
             "messages[0].content[0].input",

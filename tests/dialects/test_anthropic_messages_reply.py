@@ -1,6 +1,7 @@
 """Replies as Anthropic's messages: exact blocks, one stream of events however the bytes came, no upstream words."""
 
 import json
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -149,6 +150,14 @@ def test_a_call_of_a_tool_is_a_block_of_its_own() -> None:
     assert [block["type"] for block in message["content"]] == ["text", "tool_use", "tool_use", "text"]
     assert [block["input"] for block in message["content"][1:3]] == [{"x": "é"}, {}]
     assert message["stop_reason"] == "tool_use"
+
+
+def test_a_line_of_many_calls_takes_no_more_than_linear_time() -> None:
+    reply = StreamedReply(MessageStream("asked", ESTIMATE), ESTIMATE, 2_000_000)
+    started = time.process_time()
+    events = reply.feed(line(calls=[tool("f", {})] * 20_000))
+    assert time.process_time() - started < 2.0
+    assert events.count(b"event: content_block_start") == 20_000
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuronetz.dialects.json_body import read
+from neuronetz.dialects.json_body import read, values_in
 from neuronetz.errors import InvalidRequest
 
 values = st.recursive(
@@ -101,8 +101,14 @@ def test_brackets_in_text_are_no_depth() -> None:
         b'{"a":[' + b"{}," * 5_000_000 + b"1]}",
         b'{"a":"' + b'\\",' * 5_000_000,
         b'{"a":' + b'",\\' * 5_000_000,
+        b'{"a":[' + b",".join([b"[" * 60 + b"]" * 60] * 130_000) + b"]}",
+        b'{"a":[' + b",".join([b'{"a":' * 60 + b"1" + b"}" * 60] * 45_000) + b"]}",
+        b'{"a":"' + b"," * 200_001 + b'"' + b'""' * 2**22,
     ],
-    ids=["lists", "objects", "lists in an object", "digits", "numbers", "empty objects", "no end", "odd quotes"],
+    ids=[
+        *("lists", "objects", "lists in an object", "digits", "numbers", "empty objects", "no end", "odd quotes"),
+        *("few commas and many lists", "few commas and many objects", "empty texts"),
+    ],
 )
 def test_sixteen_hostile_mebibytes_are_refused_quickly(data: bytes) -> None:
     started = time.process_time()
@@ -116,3 +122,23 @@ def test_commas_in_text_are_no_values_and_those_between_values_are_counted() -> 
     assert read(json.dumps(body).encode(), max_depth=64, max_values=10) == body
     with pytest.raises(InvalidRequest, match="more than 9 values"):
         read(json.dumps(body).encode(), max_depth=64, max_values=9)
+
+
+def test_containers_are_counted_where_few_commas_part_them() -> None:
+    body = {"[{": [[[{"a": {}}]]], "b": "[{" * 100}
+    assert read(json.dumps(body).encode(), max_depth=64, max_values=6) == body
+    with pytest.raises(InvalidRequest, match="more than 5 values"):
+        read(json.dumps(body).encode(), max_depth=64, max_values=5)
+
+
+@given(st.dictionaries(st.text(), values, max_size=5), st.integers(0, 20))
+def test_the_count_is_never_less_than_half_of_the_values(body: dict[str, object], most: int) -> None:
+    counted = values_in(json.dumps(body).encode(), most)
+    assert 2 * counted >= min(_values(body), most + 1)
+    assert counted <= most or _values(body) >= most
+
+
+def _values(value: object) -> int:
+    """How many values there are below a value."""
+    below = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return len(below) + sum(map(_values, below))

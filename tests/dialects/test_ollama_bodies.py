@@ -240,6 +240,7 @@ def test_show_takes_name_for_model_and_sends_model() -> None:
         ("chat", {"options": {"seed": False}}, "options.seed"),
         ("chat", {"options": {"num_ctx": "9"}}, "options.num_ctx"),
         ("chat", {"options": {"num_predict": 2**32 - 1}}, "options.num_predict"),
+        ("chat", {"options": {"stop": ["a"] * 1_001}}, "options.stop"),
         ("chat", {"options": {"stop": "x"}}, "options.stop"),
         ("chat", {"options": {"stop": ["x", 1]}}, "options.stop[1]"),
         ("chat", {"keep_alive": True}, "keep_alive"),

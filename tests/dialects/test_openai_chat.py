@@ -341,6 +341,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str | None, str]] = {
         "messages[0].content[0].image_url",
         "must be a string",
     ),
+    # With each part of a content they would be sent once more.
+    "long id of a call": (
+        with_messages({"role": "tool", "tool_call_id": "x" * 257, "content": "a"}),
+        "messages[0].tool_call_id",
+        "at most 256",
+    ),
+    "long name of a tool": (
+        with_messages({"role": "tool", "name": "x" * 257, "content": "a"}),
+        "messages[0].name",
+        "at most 256",
+    ),
+    "long role": (with_messages({"role": "x" * 257, "content": "a"}), "messages[0].role", "at most 256"),
     "input_audio that is no base64": (
         part(type="input_audio", input_audio={"data": "%"}),
         "messages[0].content[0].input_audio.data",
@@ -384,6 +396,13 @@ def test_arguments_are_bounded_together() -> None:
     heavy = {"function": {"name": "f", "arguments": json.dumps({"a": [0] * 150_000})}}
     found = problem(PATH, with_messages({"role": "assistant", "tool_calls": [heavy, heavy]}))
     assert "too many values" in found.message
+
+
+def test_a_body_of_many_parts_does_not_grow_much() -> None:
+    long = "x" * 256
+    parts = [{"type": "text", "text": "a"}] * 9_999
+    given = with_messages({"role": "tool", "name": long, "tool_call_id": long, "content": parts})
+    assert 5_000_000 < len(call(PATH, given).upstream_body("tiny", None)) < 8_000_000
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=5)

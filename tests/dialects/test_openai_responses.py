@@ -1,6 +1,7 @@
 """OpenAI's responses as bodies of ``/api/chat``: each field, each kind of item, and what is refused."""
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -206,6 +207,14 @@ def test_format(asked: Any, expected: Any) -> None:
 )
 def test_items(given: list[Any], expected: list[Any]) -> None:
     assert messages(given) == expected
+
+
+def test_thoughts_in_many_items_are_joined_in_no_more_than_linear_time() -> None:
+    thought = {"type": "reasoning", "encrypted_content": "x" * 1600}
+    started = time.process_time()
+    [last] = messages([thought] * 9_999)
+    assert time.process_time() - started < 2.0
+    assert last == {"role": "assistant", "content": "", "thinking": "x" * 1600 * 9_999}
 
 
 def test_instructions_come_first() -> None:

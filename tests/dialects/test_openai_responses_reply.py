@@ -1,6 +1,7 @@
 """OpenAI's responses written from Ollama's replies; every event and object as OpenAI's own types have them."""
 
 import json
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -201,6 +202,14 @@ def test_what_comes_out_of_order_makes_items_of_its_own() -> None:
     told = streamed(line("a"), line(thinking="hm"), line("b", calls=[look()]), line("c"), last())
     kinds = [item["type"] for item in told[-1]["response"]["output"]]
     assert kinds == ["message", "reasoning", "message", "function_call", "message"]
+
+
+def test_a_line_of_many_calls_takes_no_more_than_linear_time() -> None:
+    read = reply(True)
+    started = time.process_time()
+    told = read.feed(line(calls=[look()] * 20_000))
+    assert time.process_time() - started < 3.0
+    assert told.count(b"event: response.function_call_arguments.done") == 20_000
 
 
 def test_a_call_without_an_id_gets_one_that_stays() -> None:

@@ -1,11 +1,12 @@
 """The bodies of Anthropic's messages."""
 
-from neuronetz.dialects.ollama_fields import MOST_TOOLS
+from neuronetz.dialects.ollama_fields import MOST_STOPS, MOST_TOOLS
 from neuronetz.web.openapi.shapes import (
     BOOLEAN,
     MODEL,
     OBJECT,
     REAL,
+    SHORT,
     TEXT,
     TOKENS,
     Schema,
@@ -21,9 +22,10 @@ from neuronetz.web.openapi.shapes import (
     whole,
 )
 
-_NAME: Schema = {"type": "string", "minLength": 1}
+_NAME: Schema = {**SHORT, "minLength": 1}
+_SAID: Schema = {"type": "string", "minLength": 1}
 _TEXT_BLOCK = body({"type": constant("text"), "text": TEXT}, ("type", "text"))
-_SPOKEN = body({"type": constant("text"), "text": _NAME}, ("type", "text"))
+_SPOKEN = body({"type": constant("text"), "text": _SAID}, ("type", "text"))
 _IMAGE = body(
     {
         "type": constant("image"),
@@ -34,7 +36,7 @@ _IMAGE = body(
     },
     ("type", "source"),
 )
-_USE = body({"type": constant("tool_use"), "id": _NAME, "name": _NAME, "input": OBJECT}, ("type", "id", "name"))
+_USE = body({"type": constant("tool_use"), "id": _SAID, "name": _NAME, "input": OBJECT}, ("type", "id", "name"))
 _RESULT = body(
     {
         "type": constant("tool_result"),
@@ -43,7 +45,7 @@ _RESULT = body(
     },
     ("type",),
 )
-_THOUGHT = body({"type": constant("thinking"), "thinking": _NAME}, ("type", "thinking"))
+_THOUGHT = body({"type": constant("thinking"), "thinking": _SAID}, ("type", "thinking"))
 
 ANTHROPIC: dict[str, Schema] = {
     "MessagesRequest": body(
@@ -56,7 +58,7 @@ ANTHROPIC: dict[str, Schema] = {
             "temperature": REAL,
             "top_p": REAL,
             "top_k": whole(),
-            "stop_sequences": list_of(TEXT),
+            "stop_sequences": list_of(TEXT, maxItems=MOST_STOPS),
             "thinking": said(
                 body({"type": TEXT}), "Of type enabled or disabled; of any other, output_config decides."
             ),
@@ -73,7 +75,7 @@ ANTHROPIC: dict[str, Schema] = {
         {
             "role": ref("Role"),
             "content": said(
-                any_of(_NAME, list_of(any_of(_SPOKEN, _IMAGE, _USE, _RESULT, _THOUGHT), minItems=1)),
+                any_of(_SAID, list_of(any_of(_SPOKEN, _IMAGE, _USE, _RESULT, _THOUGHT), minItems=1)),
                 "A text or blocks. Blocks of other types are left out.",
             ),
         },

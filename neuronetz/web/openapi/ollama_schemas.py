@@ -1,6 +1,6 @@
 """The bodies of Ollama's own dialect (``dialects/ollama_fields.py`` checks them)."""
 
-from neuronetz.dialects.ollama_fields import INT32, MOST_TOOLS
+from neuronetz.dialects.ollama_fields import INT32, MOST_STOPS, MOST_TOOLS
 from neuronetz.web.openapi.shapes import (
     ANYTHING,
     BOOLEAN,
@@ -80,7 +80,7 @@ OLLAMA: dict[str, Schema] = {
             "min_p": REAL,
             "typical_p": REAL,
             "seed": SEED,
-            "stop": list_of(TEXT),
+            "stop": list_of(TEXT, maxItems=MOST_STOPS),
             "repeat_last_n": whole(),
             "repeat_penalty": REAL,
             "presence_penalty": REAL,

@@ -1,6 +1,6 @@
 """The bodies of OpenAI's chat completions, completions, embeddings and models."""
 
-from neuronetz.dialects.ollama_fields import INT32, MOST_TOOLS
+from neuronetz.dialects.ollama_fields import INT32, MOST_STOPS, MOST_TOOLS
 from neuronetz.web.openapi.shapes import (
     ANYTHING,
     BOOLEAN,
@@ -8,6 +8,7 @@ from neuronetz.web.openapi.shapes import (
     OBJECT,
     REAL,
     SEED,
+    SHORT,
     TEXT,
     TOKENS,
     TOP_LOGPROBS,
@@ -26,7 +27,6 @@ from neuronetz.web.openapi.shapes import (
 
 _NUMBER: Schema = {"type": "number"}
 _LOGPROBS = {"type": ["object", "null"]}
-_NAME: Schema = {"type": "string", "maxLength": 256}
 _ONE = said({"type": "integer", "const": 1}, "A request has one choice.")
 
 _SHARED = {
@@ -76,8 +76,8 @@ OPENAI: dict[str, Schema] = {
             "role": ref("Role"),
             "content": any_of(TEXT, list_of(ref("ContentPart"))),
             "reasoning": said(TEXT, "What the model had thought."),
-            "name": TEXT,
-            "tool_call_id": TEXT,
+            "name": SHORT,
+            "tool_call_id": SHORT,
             "tool_calls": list_of(ref("ToolCall"), maxItems=MOST_TOOLS),
         },
         ("role",),
@@ -110,7 +110,7 @@ OPENAI: dict[str, Schema] = {
         {
             "id": TEXT,
             "type": ANYTHING,
-            "function": body({"name": _NAME, "arguments": ref("Arguments")}, ("name",)),
+            "function": body({"name": SHORT, "arguments": ref("Arguments")}, ("name",)),
         },
         ("function",),
     ),
@@ -120,7 +120,9 @@ OPENAI: dict[str, Schema] = {
             "prompt": said(any_of(TEXT, list_of(TEXT, minItems=1, maxItems=1)), "One text; tokens are refused."),
             "suffix": TEXT,
             "logprobs": said(whole(0, 20), "How many alternatives of each token to tell; 0 is none."),
-            "stop": said(any_of(TEXT, list_of(TEXT)), "A text or several that end the completion."),
+            "stop": said(
+                any_of(TEXT, list_of(TEXT, maxItems=MOST_STOPS)), "A text or several that end the completion."
+            ),
             "echo": said(BOOLEAN, "Whether the text begins with the prompt."),
             "best_of": _ONE,
         },

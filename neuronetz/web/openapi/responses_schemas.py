@@ -7,6 +7,7 @@ from neuronetz.web.openapi.shapes import (
     MODEL,
     OBJECT,
     REAL,
+    SHORT,
     TEXT,
     TOKENS,
     Schema,
@@ -21,7 +22,6 @@ from neuronetz.web.openapi.shapes import (
     whole,
 )
 
-_NAME: Schema = {"type": "string", "maxLength": 256}
 _TEXTS = list_of(body({"type": TEXT, "text": TEXT}))
 _OUTPUT = any_of(TEXT, list_of(ref("InputPart")))
 
@@ -75,8 +75,8 @@ RESPONSES: dict[str, Schema] = {
                 {
                     "type": constant("function_call"),
                     "call_id": TEXT,
-                    "name": _NAME,
-                    "namespace": _NAME,
+                    "name": SHORT,
+                    "namespace": SHORT,
                     "arguments": ref("Arguments"),
                 },
                 ("type", "call_id", "name"),
@@ -112,7 +112,7 @@ RESPONSES: dict[str, Schema] = {
     "FunctionTool": body(
         {
             "type": constant("function"),
-            "name": _NAME,
+            "name": SHORT,
             "description": TEXT,
             "parameters": ref("ToolParameters"),
             "strict": BOOLEAN,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from neuronetz.dialects.ollama_fields import EXACT_FLOAT, INT32, MODEL_NAME_LENGTH, MOST_MESSAGES
+from neuronetz.dialects.ollama_fields import EXACT_FLOAT, INT32, MODEL_NAME_LENGTH, MOST_MESSAGES, SHORT_LENGTH
 
 Schema = dict[str, Any]
 
@@ -11,6 +11,7 @@ TEXT: Schema = {"type": "string"}
 BOOLEAN: Schema = {"type": "boolean"}
 ANYTHING: Schema = {}
 OBJECT: Schema = {"type": "object"}
+SHORT: Schema = {"type": "string", "maxLength": SHORT_LENGTH}
 TOKENS: Schema = {"type": "integer", "minimum": 0}
 REAL: Schema = {"type": "number", "minimum": -3.4e38, "maximum": 3.4e38}
 SEED: Schema = {"type": "integer", "minimum": -EXACT_FLOAT, "maximum": EXACT_FLOAT}
@@ -108,6 +109,7 @@ SHARED: dict[str, Schema] = {
     "Role": {
         "type": "string",
         "pattern": "\\S",
+        "maxLength": SHORT_LENGTH,
         "description": "Usually system, user, assistant or tool; its case does not count.",
         "examples": ["user"],
     },
