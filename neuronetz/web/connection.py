@@ -64,7 +64,7 @@ class Connection(trio.abc.HalfCloseableStream):
             raise trio.BrokenResourceError("the client does not read")
 
     def _note(self, error: trio.BrokenResourceError) -> None:
-        """The system gives a client that takes nothing the same time (``TCP_USER_TIMEOUT``) and may be first."""
+        """The system gives up a client that takes nothing by a clock of its own (``TCP_USER_TIMEOUT``)."""
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ETIMEDOUT:
             self.stalled = True
 

@@ -20,6 +20,10 @@ from neuronetz.web.http1 import Channel, in_step
 from neuronetz.web.sharing import Load, SharedListener
 
 _IDLE_S = 75.0
+
+# A peer that acknowledges nothing any more is given up by the system so much later (seconds) than the write
+# deadline: on a busy machine both clocks may be due at once, and only the deadline knows what it means.
+VANISHED_S = 5.0
 _HEADER_BYTES = 64 * 1024
 
 Listener = trio.SocketListener | SharedListener
@@ -48,7 +52,7 @@ def _configure(listener: Listener, write_timeout_s: float) -> None:
     sock = listener.socket
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (
-        ("TCP_USER_TIMEOUT", int(write_timeout_s * 1000)),
+        ("TCP_USER_TIMEOUT", int((write_timeout_s + VANISHED_S) * 1000)),
         ("TCP_KEEPIDLE", 30),
         ("TCP_KEEPINTVL", 10),
         ("TCP_KEEPCNT", 3),

@@ -30,6 +30,8 @@ WHOLE = Shape("/api/embed", False)
 
 # More than every buffer on the way holds.
 ENDLESS = "[[tokens:1000000]] rivers"
+# The same for many at once: unpaced, they would leave the thread that all of the test runs on no time.
+PACED = "[[tokens:1000000]] [[tps:100]] rivers"
 VECTORS = {"input": ["rivers"] * 200, "dimensions": 512}
 
 
@@ -95,7 +97,7 @@ async def test_a_crowd_of_stalled_clients_does_not_slow_a_healthy_one(
     async with AsyncExitStack() as stack:
         for number in range(CROWD):
             client = await stack.enter_async_context(connected(gateway, small_window=True))
-            await client.send_all((NDJSON, EVENTS)[number % 2].request(crowd, ENDLESS))
+            await client.send_all((NDJSON, EVENTS)[number % 2].request(crowd, PACED))
         beside: list[float] = []
         with trio.fail_after(30):
             while len(stalled_at) < CROWD:
@@ -119,7 +121,7 @@ async def test_the_memory_of_stalled_clients_is_that_of_a_few_buffers_each(
         async with AsyncExitStack() as stack:
             for _ in range(FEW):
                 client = await stack.enter_async_context(connected(gateway, small_window=True))
-                await client.send_all(NDJSON.request(key, ENDLESS))
+                await client.send_all(NDJSON.request(key, PACED))
             await until(lambda: len(stalled_at) == FEW, 20)
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:
@@ -141,7 +143,7 @@ async def seconds_for_one(gateway: Any, key: str) -> float:
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="not an option of this system")
-async def test_a_peer_that_has_vanished_is_given_no_longer_than_the_write_deadline(
+async def test_a_peer_that_has_vanished_is_given_little_longer_than_the_write_deadline(
     gateway: Any, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the system is told of each accepted socket. (That it obeys takes a firewall to show.)"""
@@ -159,4 +161,4 @@ async def test_a_peer_that_has_vanished_is_given_no_longer_than_the_write_deadli
 
     monkeypatch.setattr(server, "Connection", connection)
     await seconds_for_one(gateway, key)
-    assert seen == [(int(WRITE_TIMEOUT_S * 1000), 1)]
+    assert seen == [(int((WRITE_TIMEOUT_S + server.VANISHED_S) * 1000), 1)]
