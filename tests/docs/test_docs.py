@@ -21,7 +21,7 @@ def test_the_configuration_page_lists_every_setting_with_its_default() -> None:
     page = (ROOT / "docs/CONFIGURATION.md").read_text()
     rows = dict(re.findall(r"^\| `([A-Z0-9_]+)` \| ([^|]+) \|", page, re.MULTILINE))
     expected = {
-        name.upper(): "required" if field.default is PydanticUndefined else f"`{field.default}`"
+        name.upper(): {PydanticUndefined: "required", (): "empty"}.get(field.default, f"`{field.default}`")
         for name, field in Settings.model_fields.items()
     }
     assert {name: value.strip() for name, value in rows.items()} == expected
@@ -85,7 +85,7 @@ def test_the_environment_file_has_every_setting_with_its_default() -> None:
     assert set(found) == {name.upper() for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
         if field.default is not PydanticUndefined:
-            assert found[name.upper()] == str(field.default)
+            assert found[name.upper()] == ("" if field.default == () else str(field.default))
 
 
 def test_the_service_stops_later_than_the_drain() -> None:
