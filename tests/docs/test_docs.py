@@ -74,6 +74,21 @@ def test_paths_named_in_the_architecture_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_files_and_variables_named_on_the_page_of_deployment_exist() -> None:
+    page = (ROOT / "docs/DEPLOYMENT.md").read_text()
+    made_there = {"ops/.env", "ops/gateway.env"}
+    for path in set(re.findall(r"\bops/[\w./-]*\w", page)) - made_there:
+        assert (ROOT / path).exists(), path
+    used = re.findall(r"\{\$(\w+):([^}]*)\}", (ROOT / "Caddyfile").read_text())
+    section = page.partition("## TLS")[2].partition("\n## ")[0]
+    listed = {
+        pair
+        for names, defaults in re.findall(r"^\| (`[A-Z_`, ]+) \| ([^|]+) \|", section, re.MULTILINE)
+        for pair in zip(re.findall(r"`(\w+)`", names), re.findall(r"`([^`]+)`", defaults), strict=True)
+    }
+    assert listed == set(used)
+
+
 def test_the_readmes_recipes_exist() -> None:
     recipes = set(re.findall(r"^([a-z-]+)(?: \*args)?:", (ROOT / "justfile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`?just ([a-z-]+)", (ROOT / "README.md").read_text()))
