@@ -246,6 +246,13 @@ async def test_every_reply_bears_the_headers_of_security(proxy: Proxy, key: str,
             assert "via" not in reply.headers
 
 
+async def test_versions_of_http_that_are_not_wanted_are_not_offered(gateway: Any, caddy: RunCaddy) -> None:
+    async with caddy(gateway.base_url, PROTOCOLS="h1 h2") as proxy, proxy.client(http2=True) as client:
+        reply = await client.get("/")
+    assert reply.status_code == 200
+    assert "alt-svc" not in reply.headers
+
+
 async def test_plain_http_is_sent_to_https(proxy: Proxy) -> None:
     async with httpx.AsyncClient(trust_env=False) as client:
         reply = await client.get(f"http://localhost:{proxy.http_port}/api/version", headers={"host": "localhost"})
