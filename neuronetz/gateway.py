@@ -177,7 +177,7 @@ class Gateway:
 
         ``shared``: as one of several workers, serve these listeners; the metrics' listener is the parent's.
         """
-        front_door = FrontDoor(self.rooms, make_pages(self._recent_readiness))
+        front_door = FrontDoor(self.rooms, make_pages(self._recent_readiness), self.rooms.settings.trusted_proxies)
         metrics_page: AbstractAsyncContextManager[str] = nullcontext("") if shared else self._metrics_page()
         async with (
             self._recording(),

@@ -134,6 +134,8 @@ class Account:
         tenant, model = self.principal.tenant, self.served or NO_MODEL
         metrics.requests.labels(tenant, model, str(record.status)).inc()
         metrics.duration.labels(tenant, model).observe(record.duration_ms / 1000)
+        if record.stream and record.first_byte_ms is not None:
+            metrics.first_token.labels(tenant, model).observe(record.first_byte_ms / 1000)
         if record.prompt_tokens:
             metrics.tokens.labels(tenant, model, "prompt").inc(record.prompt_tokens)
         if record.completion_tokens:

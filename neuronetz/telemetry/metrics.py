@@ -50,6 +50,13 @@ class Metrics:
             buckets=_DURATIONS,
             registry=self.registry,
         )
+        self.first_token = Histogram(
+            "gateway_first_token_seconds",
+            "Of streams, from the request's arrival to the first token being passed on.",
+            ("tenant", "model"),
+            buckets=_DURATIONS,
+            registry=self.registry,
+        )
         self.unauthenticated = Counter(
             "gateway_unauthenticated_total",
             "Requests refused with 401; they leave no audit row.",

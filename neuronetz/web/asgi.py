@@ -16,6 +16,7 @@ from neuronetz.errors import GatewayError, Unauthenticated, Unavailable
 from neuronetz.exchange.delivery import Connection, Delivery, Message, Receive, Send
 from neuronetz.exchange.exchange import Exchange, Rooms
 from neuronetz.exchange.request import Request
+from neuronetz.web.forwarded import HEADER, Networks, client_address
 from neuronetz.web.replies import identified, render
 from neuronetz.web.routes import Kind, Match, match
 
@@ -26,11 +27,15 @@ Pages = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class FrontDoor:
-    """The ASGI application. ``pages`` is the Quart-Trio application that serves what needs no key."""
+    """The ASGI application. ``pages`` is the Quart-Trio application that serves what needs no key.
 
-    def __init__(self, rooms: Rooms, pages: Pages) -> None:
+    ``trusted``: the proxies whose word is taken for a client's address.
+    """
+
+    def __init__(self, rooms: Rooms, pages: Pages, trusted: Networks = ()) -> None:
         self._rooms = rooms
         self._pages = pages
+        self._trusted = trusted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Nothing but a cancellation leaves it."""
@@ -44,7 +49,7 @@ class FrontDoor:
         if found.route is not None and found.route.kind is Kind.PAGE and found.refusal is None:
             await self._pages({**scope, "path": path}, receive, partial(_send_with_id, send))
             return
-        request = _request(scope, found)
+        request = _request(scope, found, self._trusted)
         connection: Connection = scope["state"]["connection"]
         delivery = Delivery(
             receive,
@@ -106,15 +111,18 @@ def _authorization(scope: Scope) -> str | None:
     return given[0].decode("latin-1") if len(given) == 1 else None
 
 
-def _request(scope: Scope, found: Match) -> Request:
+def _request(scope: Scope, found: Match, trusted: Networks) -> Request:
     length: int | None = None
     encoding: str | None = None
+    forwarded: list[bytes] = []
     for name, value in scope["headers"]:
         if name == b"content-length":
             length = int(value) if value.isdigit() else None
         elif name == b"content-encoding":
             codings = value.decode("latin-1").strip().lower()
             encoding = codings if encoding is None else f"{encoding}, {codings}"
+        elif name == HEADER:
+            forwarded.append(value)
     route = found.route
     return Request(
         id=str(uuid.uuid4()),
@@ -124,7 +132,7 @@ def _request(scope: Scope, found: Match) -> Request:
         authorization=_authorization(scope),
         content_length=length,
         content_encoding=encoding,
-        client_ip=scope["client"][0] if scope.get("client") else None,
+        client_ip=client_address(scope["client"][0] if scope.get("client") else None, forwarded, trusted),
         has_body=route is not None and route.has_body,
         inference=route is not None and route.kind is Kind.INFERENCE and found.refusal is None,
         refusal=found.refusal,

@@ -21,7 +21,7 @@ def test_the_configuration_page_lists_every_setting_with_its_default() -> None:
     page = (ROOT / "docs/CONFIGURATION.md").read_text()
     rows = dict(re.findall(r"^\| `([A-Z0-9_]+)` \| ([^|]+) \|", page, re.MULTILINE))
     expected = {
-        name.upper(): "required" if field.default is PydanticUndefined else f"`{field.default}`"
+        name.upper(): {PydanticUndefined: "required", (): "empty"}.get(field.default, f"`{field.default}`")
         for name, field in Settings.model_fields.items()
     }
     assert {name: value.strip() for name, value in rows.items()} == expected
@@ -74,6 +74,21 @@ def test_paths_named_in_the_architecture_exist() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_files_and_variables_named_on_the_page_of_deployment_exist() -> None:
+    page = (ROOT / "docs/DEPLOYMENT.md").read_text()
+    made_there = {"ops/.env", "ops/gateway.env"}
+    for path in set(re.findall(r"\bops/[\w./-]*\w", page)) - made_there:
+        assert (ROOT / path).exists(), path
+    used = re.findall(r"\{\$(\w+):([^}]*)\}", (ROOT / "Caddyfile").read_text())
+    section = page.partition("## TLS")[2].partition("\n## ")[0]
+    listed = {
+        pair
+        for names, defaults in re.findall(r"^\| (`[A-Z_`, ]+) \| ([^|]+) \|", section, re.MULTILINE)
+        for pair in zip(re.findall(r"`(\w+)`", names), re.findall(r"`([^`]+)`", defaults), strict=True)
+    }
+    assert listed == set(used)
+
+
 def test_the_readmes_recipes_exist() -> None:
     recipes = set(re.findall(r"^([a-z-]+)(?: \*args)?:", (ROOT / "justfile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`?just ([a-z-]+)", (ROOT / "README.md").read_text()))
@@ -85,7 +100,7 @@ def test_the_environment_file_has_every_setting_with_its_default() -> None:
     assert set(found) == {name.upper() for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
         if field.default is not PydanticUndefined:
-            assert found[name.upper()] == str(field.default)
+            assert found[name.upper()] == ("" if field.default == () else str(field.default))
 
 
 def test_the_service_stops_later_than_the_drain() -> None:

@@ -31,6 +31,29 @@ async def test_the_metrics_listener_is_apart_and_counts_requests_and_tokens(
     assert (await client.get("/metrics")).status_code == 404
 
 
+async def test_the_time_to_the_first_token_is_counted_of_streams_alone(
+    client: httpx.AsyncClient, gateway: Any
+) -> None:
+    def sample(part: str) -> float | None:
+        labels = {"model": "tiny:latest", "tenant": "acme"}
+        found: float | None = gateway.metrics.registry.get_sample_value(
+            f"gateway_first_token_seconds_{part}", labels
+        )
+        return found
+
+    assert (await client.post("/api/chat", json=CHAT)).status_code == 200
+    assert sample("count") is None
+    slow = [{"role": "user", "content": "[[ttft:0.2]] [[tokens:8]] [[tps:20]] rivers"}]
+    assert (await client.post("/api/chat", json=CHAT | {"messages": slow, "stream": True})).status_code == 200
+    assert sample("count") == 1
+    whole = gateway.metrics.registry.get_sample_value(
+        "gateway_request_duration_seconds_sum", {"model": "tiny:latest", "tenant": "acme"}
+    )
+    first = sample("sum")
+    assert first is not None
+    assert 0.2 <= first < whole - 0.2  # of 0.4 for the tokens after it
+
+
 async def test_unknown_models_and_paths_do_not_become_labels(client: httpx.AsyncClient, gateway: Any) -> None:
     for n in range(5):
         await client.post("/api/chat", json=CHAT | {"model": f"made-up-{n}"})

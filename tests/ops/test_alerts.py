@@ -9,11 +9,9 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
-from neuronetz.telemetry.metrics import Metrics
-from neuronetz.workers.parent import own_metrics
 from tests.ops import promql
+from tests.ops.exposed import FROM_SCRAPING, exposed
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "ops/prometheus"
@@ -22,9 +20,6 @@ RULES = [rule for group in GROUPS for rule in group["rules"]]
 ALERTS = [rule for rule in RULES if "alert" in rule]
 TESTS = yaml.safe_load((FOLDER / "alerts_test.yml").read_text())["tests"]
 STEP_S = 15
-
-# Labels that Prometheus itself puts on what it scrapes.
-FROM_SCRAPING = {"job", "instance"}
 
 
 def seconds(text: str) -> int:
@@ -68,22 +63,6 @@ def firing(test: dict[str, Any], rules: list[dict[str, Any]] = RULES) -> set[pro
 
 def expected(test: dict[str, Any]) -> set[promql.Labels]:
     return {promql.labels_of(sample["labels"]) for sample in test["promql_expr_test"][0]["exp_samples"]}
-
-
-def exposed() -> dict[str, set[str]]:
-    """The labels of every metric, by the names of its series."""
-    metrics = Metrics()
-    registry = CollectorRegistry()
-    own_metrics(registry)
-    found: dict[str, set[str]] = {"up": set()}
-    for collector in (*metrics.registry._collector_to_names, *registry._collector_to_names):
-        for name in (
-            *metrics.registry._collector_to_names.get(collector, ()),
-            *registry._collector_to_names.get(collector, ()),
-        ):
-            labels = set(collector._labelnames)  # type: ignore[attr-defined]
-            found[name] = labels | ({"le"} if name.endswith("_bucket") else set())
-    return found
 
 
 @pytest.mark.parametrize("test", TESTS, ids=lambda test: test["name"].replace(" ", "-"))
