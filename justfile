@@ -35,6 +35,10 @@ chaos *args:
 fuzz *args:
     @{{ run }} python -m tests.fuzz "$@"
 
+# build the documents into site/, strictly; `just docs --serve` shows them at 127.0.0.1:8000 as they are written
+docs *args:
+    @{{ run }} mkdocs {{ if args == "--serve" { "serve --strict" } else { "build --strict --clean " + args } }}
+
 # format, lint, types, import contracts, tests: what must be green before a commit
 check:
     @{{ run }} ruff format --check .

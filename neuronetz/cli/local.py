@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -198,6 +199,7 @@ async def _healthy(gateway: Gateway) -> None:
 
 
 def _greeting(command: str, gateway: Gateway, key: str, models: list[str]) -> str:
+    database_url, redis_url = gateway.settings.database_url, gateway.settings.redis_url
     base, auth = gateway.base_url, f'-H "Authorization: Bearer {key}"'
     model = min(models, key=lambda name: ("embed" in name, "/" in name, len(name), name), default="MODEL")
     chat = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
@@ -230,6 +232,10 @@ Paste any of these into another terminal:
 
   # an endpoint that no key may use: 403
   curl -i {base}/api/pull {auth} -d '{{"model":"{model}"}}'
+
+The operator's commands (neuronetz --help) find the stores, and curl the key, after:
+
+  export DATABASE_URL={shlex.quote(database_url)} REDIS_URL={shlex.quote(redis_url)} KEY={key}
 
 Ctrl-C stops everything."""
 
