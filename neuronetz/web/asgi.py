@@ -25,7 +25,9 @@ Pages = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class FrontDoor:
-    """The ASGI application. ``pages`` is the Quart-Trio application that serves what needs no key."""
+    """The ASGI application. ``pages`` is the Quart-Trio application that serves what needs no key, the
+    playground among it where the settings enable that.
+    """
 
     def __init__(self, rooms: Rooms, pages: Pages) -> None:
         self._rooms = rooms
@@ -38,7 +40,11 @@ class FrontDoor:
             return
         if scope["type"] != "http":
             return
-        found = match(scope["method"], _origin_form(scope["path"]))
+        found = match(
+            scope["method"],
+            _origin_form(scope["path"]),
+            playground=self._rooms.settings.playground_enabled,
+        )
         if found.route is not None and found.route.kind is Kind.PAGE and found.refusal is None:
             await self._pages(scope, receive, partial(_send_with_id, send))
             return
