@@ -44,6 +44,7 @@ from neuronetz.upstream.ollama import Upstream, open_upstream
 from neuronetz.web.asgi import FrontDoor
 from neuronetz.web.metrics import MetricsPage
 from neuronetz.web.pages import Readiness, make_pages
+from neuronetz.web.playground import load_playground
 from neuronetz.web.server import Server, address_of, open_server
 from neuronetz.web.sharing import Load, SharedListener
 
@@ -177,7 +178,9 @@ class Gateway:
 
         ``shared``: as one of several workers, serve these listeners; the metrics' listener is the parent's.
         """
-        front_door = FrontDoor(self.rooms, make_pages(self._recent_readiness), self.rooms.settings.trusted_proxies)
+        playground = load_playground() if self.settings.playground_enabled else None
+        pages = make_pages(self._recent_readiness, playground)
+        front_door = FrontDoor(self.rooms, pages, self.settings.trusted_proxies)
         metrics_page: AbstractAsyncContextManager[str] = nullcontext("") if shared else self._metrics_page()
         async with (
             self._recording(),

@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     allow_unload: bool = False
     remote_models: bool = False
     show_full: bool = False
+    playground_enabled: bool = False
 
     model_discovery_interval_s: Seconds = 10.0
     model_discovery_cache_ttl_s: Seconds = 60.0

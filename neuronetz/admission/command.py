@@ -77,11 +77,8 @@ def admit_arguments(
     tenant, key = ask.limits
     arguments: list[Argument] = [ask.request_id, now_ms, ask.principal.key_id, int(ask.slot)]
     arguments += (_limit(tenant.rpm), _limit(key.rpm))
-    if ask.slot:
-        arguments += (_limit(tenant.concurrency), _limit(key.concurrency))
-        arguments += (_limit(tenant.budget_tokens), _limit(key.budget_tokens))
-    else:
-        arguments += (-1, -1, -1, -1)
+    arguments += (_limit(tenant.concurrency), _limit(key.concurrency)) if ask.slot else (-1, -1)
+    arguments += (_limit(tenant.budget_tokens), _limit(key.budget_tokens))
     arguments += (_count(ask.prompt_estimate), _count(ask.predict), _count(ask.predict_min))
     arguments += (when.starts[0], when.ends[0], when.starts[1], when.ends[1])
     arguments += (*seeds, stub)

@@ -27,6 +27,7 @@ from neuronetz.settings import Settings
 from neuronetz.stores.migrations import migrate
 from neuronetz.stores.postgres import open_postgres
 from neuronetz.telemetry.logs import configure_logs
+from neuronetz.web.routes import PLAYGROUND
 from neuronetz.web.server import CannotListen
 
 _HEALTHY_WITHIN_S = 30.0
@@ -127,6 +128,7 @@ class Stage:
                 metrics_host="127.0.0.1",
                 metrics_port=self.metrics_port,
                 drain_timeout_s=_DRAIN_S,
+                playground_enabled=True,
             )
             key = await self._fresh_key(settings)
             self._say("starting the gateway …")
@@ -208,10 +210,11 @@ def _greeting(command: str, gateway: Gateway, key: str, models: list[str]) -> st
     return f"""
 neuronetz {command} is ready
 
-  base URL  {base}
-  API key   {key}
-  metrics   {gateway.metrics_url}
-  models    {", ".join(models) or "none yet"}
+  base URL    {base}
+  API key     {key}
+  playground  {base}{PLAYGROUND.path}
+  metrics     {gateway.metrics_url}
+  models      {", ".join(models) or "none yet"}
 
 Paste any of these into another terminal:
 

@@ -27,7 +27,8 @@ Pages = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class FrontDoor:
-    """The ASGI application. ``pages`` is the Quart-Trio application that serves what needs no key.
+    """The ASGI application. ``pages`` is the Quart-Trio application that serves what needs no key, the
+    playground among it where the settings enable that.
 
     ``trusted``: the proxies whose word is taken for a client's address.
     """
@@ -45,7 +46,7 @@ class FrontDoor:
         if scope["type"] != "http":
             return
         path = path_of(scope["raw_path"].decode("ascii"))
-        found = match(scope["method"], path)
+        found = match(scope["method"], path, playground=self._rooms.settings.playground_enabled)
         if found.route is not None and found.route.kind is Kind.PAGE and found.refusal is None:
             await self._pages({**scope, "path": path}, receive, partial(_send_with_id, send))
             return

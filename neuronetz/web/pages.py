@@ -1,4 +1,6 @@
-"""What needs no key: the banner, the health of this process and of what it depends on, and the API's document."""
+"""What needs no key: the banner, the health of this process and of what it depends on, the API's document, and
+the playground where it is enabled.
+"""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -8,6 +10,8 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from neuronetz.web.openapi.document import encoded
+from neuronetz.web.playground import Playground
+from neuronetz.web.routes import PLAYGROUND
 
 BANNER = "neuronetz is running"
 
@@ -23,8 +27,8 @@ class Readiness(msgspec.Struct, frozen=True):
     services: dict[str, str]
 
 
-def make_pages(readiness: Callable[[], Awaitable[Readiness]]) -> Any:
-    """The Quart-Trio application for the pages."""
+def make_pages(readiness: Callable[[], Awaitable[Readiness]], playground: Playground | None = None) -> Any:
+    """The Quart-Trio application for the pages; without ``playground`` there is none."""
     app = QuartTrio("neuronetz")
 
     @app.get("/")
@@ -45,6 +49,12 @@ def make_pages(readiness: Callable[[], Awaitable[Readiness]]) -> Any:
         response = Response(encoded(), mimetype="application/json")
         response.headers["cache-control"] = "public, max-age=300"  # it changes with the version alone
         return response
+
+    if playground is not None:
+
+        @app.get(PLAYGROUND.path)
+        async def show_playground() -> Response:
+            return Response(playground.body, mimetype="text/html", headers=dict(playground.headers))
 
     @app.after_request
     async def no_store(response: Response) -> Response:

@@ -55,6 +55,9 @@ ROUTES = (
     Route(GET, "/v1/models/{model}", Kind.READ, "model"),
 )
 
+# A page for people, and no endpoint: only where it is enabled is there such a path.
+PLAYGROUND = Route(GET, "/playground", Kind.PAGE, "playground")
+
 # Never reachable, whatever the configuration says: they change what is installed, or act in the name of the
 # host's account. A trailing slash stands for everything below.
 BLOCKED = (
@@ -94,10 +97,13 @@ class Match(NamedTuple):
     argument: str | None = None
 
 
-def match(method: str, path: str) -> Match:
-    """Look up a method and a percent-decoded path. Pure, and total: every input has an answer."""
+def match(method: str, path: str, *, playground: bool = False) -> Match:
+    """Look up a method and a percent-decoded path. Pure, and total: every input has an answer.
+
+    Without ``playground`` its path is as unknown as any other.
+    """
     dialect = dialect_of(path)
-    route, argument = _route(path)
+    route, argument = (PLAYGROUND, None) if playground and path == PLAYGROUND.path else _route(path)
     if route is not None:
         refusal = None if method in route.methods else MethodNotAllowed(route.methods)
         return Match(route, refusal, route.path, dialect, argument)

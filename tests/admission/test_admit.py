@@ -87,6 +87,23 @@ async def test_a_read_counts_against_the_rate_alone(desk: Any) -> None:
     assert len(await desk.rows(principal)) == 2
 
 
+async def test_a_read_is_told_what_is_left_of_the_budgets_and_takes_nothing_of_them(desk: Any) -> None:
+    principal = desk.principal(Limits(budget_tokens=1000), Limits(budget_tokens=100))
+    read = desk.ask(principal, slot=False)
+    # No counter is there yet: a read makes none, and waits for no ledger.
+    assert (await desk.admit(read, seeds=(-1, -1))).left.tokens == (None, None)
+    running = desk.ask(principal, estimate=10, predict=90)
+    await desk.admit(running)
+    told = [await desk.admit(desk.ask(principal, slot=False))]
+    await desk.settle(running, tokens=100)
+    told.append(await desk.admit(desk.ask(principal, slot=False)))
+    assert [(type(each), each.left.tokens) for each in told] == [(Admitted, (900, 0))] * 2
+    assert await desk.budgets(principal) == [(100, 0), (100, 0)]
+    # A period's end between the caller's clock and Redis's refuses no read either.
+    late = await desk.admit(desk.ask(principal, slot=False), when=periods(read, desk.noon_ms / 1000 - 40 * DAY_S))
+    assert (type(late), late.left.tokens) == (Admitted, (None, None))
+
+
 async def test_without_limits_a_request_still_leaves_its_lease_and_row(desk: Any) -> None:
     principal = desk.principal()
     ask = desk.ask(principal, predict=12_345)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 from pathlib import Path
@@ -93,6 +94,10 @@ async def test_the_greetings_commands_do_what_they_say(own_folder: Path, launch:
                 reply = await client.request("POST" if data else "GET", url, headers=headers, content=data)
                 statuses.append(reply.status_code)
         assert statuses == [200, 200, 200, 200, 401, 403]
+        page = re.search(r"playground +(http\S+)", greeting.decode())
+        assert page is not None
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert (await client.get(page[1])).headers["content-type"] == "text/html; charset=utf-8"
         process.send_signal(signal.SIGINT)
         with trio.fail_after(30):
             assert await process.wait() == 0

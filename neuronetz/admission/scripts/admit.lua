@@ -51,7 +51,7 @@ if held then
 end
 
 for scope = 1, 2 do
-  if budget[scope] >= 0 and (now_s < starts[scope] or now_s >= ends[scope]) then
+  if slot == '1' and budget[scope] >= 0 and (now_s < starts[scope] or now_s >= ends[scope]) then
     return { 'period', now_ms }
   end
 end
@@ -108,12 +108,18 @@ local function until_free(key, window, limit)
   return WINDOW * 1000
 end
 
-local windows, counters, missing = {}, {}, { 0, 0 }
+local windows, counters, seen, missing = {}, {}, {}, { 0, 0 }
 for scope = 1, 2 do
   if rpm[scope] >= 0 then
     windows[scope] = advance(KEYS[scope])
   end
-  if budget[scope] >= 0 then
+  if budget[scope] >= 0 and slot == '0' then
+    -- What takes no slot takes no tokens: it is told what is left, where that is known, and bound by nothing.
+    local fields = redis.call('HMGET', KEYS[7 + scope], 'used', 'reserved')
+    if fields[1] and now_s >= starts[scope] and now_s < ends[scope] then
+      seen[scope] = { used = tonumber(fields[1]), reserved = tonumber(fields[2]) }
+    end
+  elseif budget[scope] >= 0 then
     local key = KEYS[7 + scope]
     local fields = redis.call('HMGET', key, 'used', 'reserved', 'generation')
     if fields[1] then
@@ -138,7 +144,7 @@ local function reply(form, granted, scope, retry_ms)
     answer[#answer + 1] = window and math.max(0, (window.newest + WINDOW + 1) * 1000 - now_ms) or -1
   end
   for index = 1, 2 do
-    local counter = counters[index]
+    local counter = counters[index] or seen[index]
     answer[#answer + 1] = counter and math.max(0, budget[index] - counter.used - counter.reserved) or -1
   end
   return answer
