@@ -11,6 +11,14 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "pip install .                      # without the embedded servers": "names hosts of a network that is not"
         " here; tests/local/test_serve.py and tests/cli run the same commands",
     },
+    "docs/DEPLOYMENT.md": {
+        "install -m 600 ops/example.env ops/.env        # the name (SITE_ADDRESS) and three passwords; nothing starts"
+        " without": "needs a container engine: tests/ops checks what the files say",
+        "python3 -m venv /opt/neuronetz && /opt/neuronetz/bin/pip install .": "needs root and systemd: tests/ops reads"
+        " the units with systemd's own reader, where it is there",
+        "docker build -f ops/Dockerfile -t REGISTRY/neuronetz:0.1.0 .           # push it, and name it in"
+        " kustomization.yaml": "needs a container engine and a cluster: tests/ops checks the manifests",
+    },
     "docs/DEVELOPMENT.md": {
         "pip install uv rust-just": _RUNS_TESTS,
         "just chaos --seconds 60 --seed 7": "takes minutes: tests/chaos/test_chaos.py and tests/fuzz are short runs",
