@@ -14,7 +14,7 @@ demo *args:
 
 # stop a running demo and remove its data
 demo-down:
-    @{{ run }} --no-default-groups neuronetz demo --down
+    @{{ run }} --no-default-groups neuronetz demo --down --yes
 
 # the same stores before your own Ollama: OLLAMA_URL=http://127.0.0.1:11434 just dev
 [no-exit-message]
@@ -24,6 +24,14 @@ dev *args:
 # run the tests (all of them, or what pytest's arguments select)
 test *args:
     @{{ run }} pytest -n auto "$@"
+
+# format, lint, types, import contracts, tests: what must be green before a commit
+check:
+    @{{ run }} ruff format --check .
+    @{{ run }} ruff check .
+    @{{ run }} mypy
+    @{{ run }} lint-imports
+    @just test
 
 # clients and disasters of all kinds at several gateways, then the reckoning; --seconds 60 --seed 7
 [no-exit-message]
@@ -39,13 +47,9 @@ fuzz *args:
 docs *args:
     @{{ run }} mkdocs {{ if args == "--serve" { "serve --strict" } else { "build --strict --clean " + args } }}
 
-# format, lint, types, import contracts, tests: what must be green before a commit
-check:
-    @{{ run }} ruff format --check .
-    @{{ run }} ruff check .
-    @{{ run }} mypy
-    @{{ run }} lint-imports
-    @just test
+# check all, build sdist and wheel into dist/, try the wheel, tag if confirmed; it never pushes
+release:
+    @{{ run }} python ops/release.py
 
 # mend formatting and what the linter can mend
 fix:

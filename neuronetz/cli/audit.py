@@ -1,28 +1,17 @@
-"""neuronetz audit: the latest rows of the audit log."""
+"""neuronetz audit: the latest rows of the audit log, and new ones as they come."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from neuronetz.cli.database import DatabaseUrl, find_key, find_tenant, with_postgres
+from neuronetz.cli import audit_store, completion
+from neuronetz.cli.database import DatabaseUrl, OfKey, OfTenant, with_postgres
 from neuronetz.cli.output import Json, write_rows
 
-if TYPE_CHECKING:
-    from neuronetz.stores.postgres import Postgres
-
-_READ = """
-SELECT a.request_id, a.started_at, a.tenant_id, t.name AS tenant, a.key_id, k.prefix AS key, a.endpoint, a.dialect,
-       a.model, a.stream, a.status, a.outcome, a.prompt_tokens, a.completion_tokens, a.tokens_exact, a.budget_day,
-       a.duration_ms, a.first_byte_ms, a.client_ip, a.instance
-FROM gateway.audit_log a
-LEFT JOIN gateway.tenants t ON t.id = a.tenant_id
-LEFT JOIN gateway.api_keys k ON k.id = a.key_id
-WHERE ($1::uuid IS NULL OR a.tenant_id = $1) AND ($2::uuid IS NULL OR a.key_id = $2)
-  AND ($3::text IS NULL OR a.outcome = $3) AND ($4::timestamptz IS NULL OR a.started_at >= $4)
-ORDER BY a.started_at DESC, a.request_id DESC
-LIMIT $5
-"""
+_SHOWN = 50
+_SHOWN_BEFORE_FOLLOWING = 10
 
 _COLUMNS = {
     "started_at": "STARTED (UTC)",
@@ -39,42 +28,62 @@ _COLUMNS = {
 
 
 def audit(
-    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only this tenant.")] = None,
-    key: Annotated[str | None, typer.Option(metavar="KEY", help="Only this key (prefix or id).")] = None,
+    tenant: OfTenant = None,
+    key: OfKey = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this model.", autocompletion=completion.models)
+    ] = None,
     outcome: Annotated[
         str | None, typer.Option(help="Only this outcome: completed, client_disconnected, rate_limited, …")
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="WHEN", help="From a time on (UTC), or for a duration such as 2h.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most this many rows.")] = 50,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=100_000,
+            show_default=False,
+            help="At most this many rows: 50, or 10 before those that follow. 0 only with --follow.",
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new rows, until Ctrl-C.")] = False,
     json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Show the latest requests, newest first. Tokens are prompt+completion; ~ marks a count of our own.
 
+    With --follow the newest is last, and each request follows within about a second of its end. An outage of
+    PostgreSQL is told on stderr; what was committed meanwhile follows after it.
+
     \b
-    Example: neuronetz audit --tenant acme --outcome client_disconnected --since 2h
+    Examples:
+      neuronetz audit --tenant acme --outcome client_disconnected --since 2h
+      neuronetz audit --follow --model llama3.2
+      neuronetz audit --follow --limit 0 --json | jq -r .client_ip
     """
     from neuronetz.cli import times
 
+    if limit == 0 and not follow:
+        raise typer.BadParameter("--limit 0 shows nothing without --follow")
     start = times.since(since, datetime.now(UTC)) if since is not None else None
+    selection = audit_store.Selection(tenant, key, outcome, model)
+    if follow:
+        from neuronetz.cli.follow import follow as write_on
 
-    async def read(postgres: "Postgres") -> list[dict[str, Any]]:
-        tenant_id = (await find_tenant(postgres, tenant))["id"] if tenant is not None else None
-        key_id = (await find_key(postgres, key))["id"] if key is not None else None
-        return [dict(row) for row in await postgres.fetch(_READ, tenant_id, key_id, outcome, start, limit)]
-
-    rows = with_postgres(database_url, read)
-    write_rows(
-        rows if json else [_for_table(row) for row in rows],
-        _COLUMNS,
-        json=json,
-        empty="no requests found",
+        most = _SHOWN_BEFORE_FOLLOWING if limit is None else limit
+        write_on(database_url, selection, start, most, _COLUMNS, _for_table, json=json)
+        return
+    rows = with_postgres(
+        database_url,
+        lambda postgres: audit_store.latest(postgres, selection, start, limit or _SHOWN),
+        doing="reading the audit log …",
     )
+    write_rows(rows, _COLUMNS, json=json, empty="no requests found", shown=_for_table)
 
 
-def _for_table(row: dict[str, Any]) -> dict[str, Any]:
+def _for_table(row: Mapping[str, Any]) -> dict[str, Any]:
     tokens = f"{row['prompt_tokens']}+{row['completion_tokens']}"
     return {
         **row,

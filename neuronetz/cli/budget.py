@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neuronetz.cli import budget_store, limits
+from neuronetz.cli import budget_store, completion, limits
+from neuronetz.cli.confirmation import Yes, confirm
 from neuronetz.cli.database import DatabaseUrl, RedisUrl, with_postgres, with_redis
 from neuronetz.cli.failure import Failure
 from neuronetz.cli.output import Json, quoted, say, write_json, write_rows
@@ -14,8 +15,16 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Token budgets: shown, set, and what was used of them reset.")
 
-Tenant = Annotated[str | None, typer.Option(metavar="TENANT", help="The tenant's name or id.")]
-Key = Annotated[str | None, typer.Option(metavar="KEY", help="The key's prefix (its first 12 characters) or id.")]
+Tenant = Annotated[
+    str | None,
+    typer.Option(metavar="TENANT", help="The tenant's name or id.", autocompletion=completion.tenants),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY", help="The key's prefix (its first 12 characters) or id.", autocompletion=completion.keys
+    ),
+]
 
 _COLUMNS = {
     "tenant": "TENANT",
@@ -93,7 +102,7 @@ def reset(
     tenant: Tenant = None,
     key: Key = None,
     reason: Annotated[str | None, typer.Option(help="Kept beside the adjustment.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -106,8 +115,10 @@ def reset(
     Example: neuronetz budget reset --tenant acme --reason "paid for more" --yes
     """
     _one(tenant, key)
-    if not (yes or json):
-        _confirm(with_postgres(database_url, lambda postgres: budget_store.read_one(postgres, tenant, key)))
+    if not yes:
+        found = with_postgres(database_url, lambda postgres: budget_store.read_one(postgres, tenant, key))
+        used = f"{found['used']:,} tokens that {_name(found)} used this {found['period']}"
+        confirm(f"Let {used} count no more?", "not reset")
 
     async def work(postgres: "Postgres") -> tuple[dict[str, Any], int]:
         return await budget_store.reset(postgres, tenant, key, reason)
@@ -119,14 +130,6 @@ def reset(
         say(f"budget of {_name(budget)}: {tokens:,} tokens of this {budget['period']} count no more")
     else:
         say(f"budget of {_name(budget)}: nothing counts in this {budget['period']} yet")
-
-
-def _confirm(budget: dict[str, Any]) -> None:
-    import sys
-
-    question = f"Let {budget['used']:,} tokens that {_name(budget)} used this {budget['period']} count no more?"
-    if sys.stdin.isatty() and not typer.confirm(question, err=True):
-        raise Failure("not reset")
 
 
 def _one(tenant: str | None, key: str | None) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from neuronetz.cli import limits
-from neuronetz.cli.database import find_key, find_tenant
+from neuronetz.cli.database import find_key, find_tenant, selected
 from neuronetz.cli.failure import Failure
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ async def read(postgres: "Postgres", tenant: str | None, key: str | None) -> lis
 
     A tenant or key that was named is there without a budget too, first.
     """
-    tenant_id = (await find_tenant(postgres, tenant))["id"] if tenant is not None else None
-    key_id = (await find_key(postgres, key))["id"] if key is not None else None
+    tenant_id, key_id = await selected(postgres, tenant, key)
     return [await _shown(postgres, row) for row in await postgres.fetch(_READ, tenant_id, key_id)]
 
 

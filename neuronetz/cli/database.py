@@ -1,11 +1,13 @@
 """A command's visit to the stores: one Trio run, and every foreign error as one line."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import typer
 
+from neuronetz.cli import completion
 from neuronetz.cli.failure import Failure
 from neuronetz.cli.output import quoted
 from neuronetz.errors import SettingsError, StoreUnavailable
@@ -28,6 +30,15 @@ RedisUrl = Annotated[
     str | None, typer.Option(envvar="REDIS_URL", show_default=False, metavar="URL", help="Redis, redis://…")
 ]
 
+OfTenant = Annotated[
+    str | None,
+    typer.Option("--tenant", metavar="TENANT", help="Only this tenant.", autocompletion=completion.tenants),
+]
+OfKey = Annotated[
+    str | None,
+    typer.Option("--key", metavar="KEY", help="Only this key (prefix or id).", autocompletion=completion.keys),
+]
+
 # SQLSTATE, or its class, to what an operator can do about it.
 _REFUSALS = {
     "28": "PostgreSQL refused the user or the password in DATABASE_URL",
@@ -40,20 +51,35 @@ _REFUSALS = {
 }
 
 
-def with_postgres(url: str | None, work: "Callable[[Postgres], Awaitable[T]]") -> T:
-    """Run ``work`` in a Trio run of its own; raises ``Failure`` or ``SettingsError`` with one line."""
+def with_postgres(
+    url: str | None,
+    work: "Callable[[Postgres], Awaitable[T]]",
+    *,
+    doing: str | None = "asking PostgreSQL …",
+    timeout_s: float = TIMEOUT_S,
+) -> T:
+    """Run ``work`` in a Trio run of its own; raises ``Failure`` or ``SettingsError`` with one line.
+
+    Whoever waits for it at a terminal is told what it is ``doing``. ``timeout_s`` bounds each statement.
+    """
     checked = postgres_url(url)
 
     async def session() -> T:
         from neuronetz.stores.postgres import open_postgres
 
-        async with open_postgres(checked, size=1, timeout_s=TIMEOUT_S) as postgres:
+        async with open_postgres(checked, size=1, timeout_s=timeout_s) as postgres:
             return await work(postgres)
 
-    return with_loop(session)
+    return with_loop(session, doing=doing)
 
 
-def with_redis(url: str | None, work: "Callable[[Redis], Awaitable[T]]") -> T:
+def with_redis(
+    url: str | None,
+    work: "Callable[[Redis], Awaitable[T]]",
+    *,
+    doing: str | None = "asking Redis …",
+    timeout_s: float = TIMEOUT_S,
+) -> T:
     """The same, with Redis."""
     schemes = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
     checked = _checked("REDIS_URL", url, schemes)
@@ -61,10 +87,10 @@ def with_redis(url: str | None, work: "Callable[[Redis], Awaitable[T]]") -> T:
     async def session() -> T:
         from neuronetz.stores.redis import open_redis
 
-        async with open_redis(checked, size=1, timeout_s=TIMEOUT_S) as redis:
+        async with open_redis(checked, size=1, timeout_s=timeout_s) as redis:
             return await work(redis)
 
-    return with_loop(session)
+    return with_loop(session, doing=doing)
 
 
 def postgres_url(url: str | None) -> str:
@@ -86,13 +112,15 @@ def _checked(name: str, url: str | None, schemes: tuple[str, ...]) -> str:
     return url
 
 
-def with_loop(work: Callable[[], Awaitable[T]]) -> T:
+def with_loop(work: Callable[[], Awaitable[T]], *, doing: str | None = None) -> T:
     """The same, for work that opens its own connections."""
 
     async def session() -> T:
         import trio_asyncio
 
-        async with trio_asyncio.open_loop():
+        from neuronetz.cli import progress
+
+        async with progress.shown(doing) if doing else nullcontext(), trio_asyncio.open_loop():
             return await work()
 
     return _run(session)
@@ -175,3 +203,10 @@ async def find_key(postgres: "Postgres", name: str) -> Any:
     if found is None:
         raise Failure(f"no key {quoted(name)}; 'neuronetz key list' shows them all")
     return found
+
+
+async def selected(postgres: "Postgres", tenant: str | None, key: str | None) -> tuple[Any, Any]:
+    """The ids of a tenant and a key that options name, None where they do not. Raises ``Failure``."""
+    tenant_id = (await find_tenant(postgres, tenant))["id"] if tenant is not None else None
+    key_id = (await find_key(postgres, key))["id"] if key is not None else None
+    return tenant_id, key_id

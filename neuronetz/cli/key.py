@@ -1,62 +1,29 @@
 """neuronetz key: API keys and their own limits."""
 
-from datetime import UTC, datetime
-from enum import StrEnum
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from neuronetz.cli import key_store, limits
-from neuronetz.cli.database import DatabaseUrl, with_postgres
+from neuronetz.cli import completion, key_options, key_store, limits
+from neuronetz.cli.confirmation import Yes, confirm
+from neuronetz.cli.database import DatabaseUrl, OfTenant, with_postgres
 from neuronetz.cli.failure import Failure
 from neuronetz.cli.output import Json, say, write_fields, write_json, write_rows
 
 commands = typer.Typer(no_args_is_help=True, help="API keys: created, limited, revoked. Secrets are never stored.")
 
-Key = Annotated[str, typer.Argument(metavar="KEY", help="The key's prefix (its first 12 characters) or id.")]
-Expires = Annotated[
-    str | None, typer.Option(metavar="WHEN", help="A date or time (UTC), or a duration such as 12h or 30d.")
-]
-
-LogPrompts = Annotated[
-    bool | None,
-    typer.Option(
-        "--log-prompts/--no-log-prompts",
-        show_default=False,
-        help="Keep what this key asks and is answered for a time (--prompt-ttl); off unless given.",
+Key = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY", help="The key's prefix (its first 12 characters) or id.", autocompletion=completion.keys
     ),
 ]
-PromptTtl = Annotated[
-    str | None,
-    typer.Option(metavar="DURATION", help="How long logged prompts are kept, such as 12h or 7d; at most 365d."),
-]
-
-# As PostgreSQL checks it, in seconds.
-_SHORTEST_TTL_S, _LONGEST_TTL_S = 60, 365 * 24 * 3600
-
-
-class Unset(StrEnum):
-    """The options that ``--unset`` can take back: a tenant's limits, and what the key alone has."""
-
-    RPM = limits.Limit.RPM
-    CONCURRENCY = limits.Limit.CONCURRENCY
-    BUDGET = limits.Limit.BUDGET
-    PERIOD = limits.Limit.PERIOD
-    MAX_PREDICT = limits.Limit.MAX_PREDICT
-    MAX_BODY = limits.Limit.MAX_BODY
-    MODELS = limits.Limit.MODELS
-    ALLOW_ALL_MODELS = limits.Limit.ALLOW_ALL_MODELS
-    EXPIRES = "expires"
-    PROMPT_TTL = "prompt-ttl"
-
-
-# Not limits: columns of the key, and the options that set them.
-_OWN = {"expires": "expires_at", "prompt-ttl": "prompt_ttl_s"}
 
 
 @commands.command("create")
 def create(
-    tenant: Annotated[str, typer.Argument(help="The tenant's name or id.")],
+    tenant: Annotated[str, typer.Argument(help="The tenant's name or id.", autocompletion=completion.tenants)],
     name: Annotated[str, typer.Option(help="What the key is for.")] = "default",
     rpm: limits.Rpm = None,
     concurrency: limits.Concurrency = None,
@@ -66,9 +33,9 @@ def create(
     max_body: limits.MaxBody = None,
     model: limits.Models = None,
     allow_all_models: limits.AllowAll = None,
-    expires: Expires = None,
-    log_prompts: LogPrompts = None,
-    prompt_ttl: PromptTtl = None,
+    expires: key_options.Expires = None,
+    log_prompts: key_options.LogPrompts = None,
+    prompt_ttl: key_options.PromptTtl = None,
     json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -77,9 +44,9 @@ def create(
     \b
     Example: neuronetz key create acme --name ci --expires 30d --max-predict 512
     """
-    _check_name(name)
+    key_options.check_name(name)
     values = limits.given(rpm, concurrency, budget, period, max_predict, max_body, model, allow_all_models)
-    columns = {"name": name, **_own_columns(expires, log_prompts, prompt_ttl)}
+    columns = {"name": name, **key_options.own_columns(expires, log_prompts, prompt_ttl)}
     key, text = with_postgres(database_url, lambda postgres: key_store.create(postgres, tenant, columns, values))
     if json:
         write_json({**key, "api_key": text})
@@ -92,7 +59,7 @@ def create(
 
 @commands.command("list")
 def list_(
-    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only this tenant's keys.")] = None,
+    tenant: OfTenant = None,
     json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -102,25 +69,22 @@ def list_(
     Example: neuronetz key list --tenant acme
     """
     keys = with_postgres(database_url, lambda postgres: key_store.read_all(postgres, tenant))
-    if json:
-        write_rows(keys, {}, json=True)
-        return
-    columns = {
-        "prefix": "PREFIX",
-        "tenant": "TENANT",
-        "name": "NAME",
-        "state": "STATE",
-        "expires_at": "EXPIRES",
-        "rpm": "RPM",
-        "concurrency": "AT ONCE",
-        "budget": "BUDGET",
-        "permitted": "MODELS",
-    }
     write_rows(
-        [key | key["limits"] | _texts(key) for key in keys],
-        columns,
-        json=False,
+        keys,
+        {
+            "prefix": "PREFIX",
+            "tenant": "TENANT",
+            "name": "NAME",
+            "state": "STATE",
+            "expires_at": "EXPIRES",
+            "rpm": "RPM",
+            "concurrency": "AT ONCE",
+            "budget": "BUDGET",
+            "permitted": "MODELS",
+        },
+        json=json,
         empty="no keys yet; create one with: neuronetz key create TENANT",
+        shown=lambda key: {**key, **key["limits"], **_texts(key)},
     )
 
 
@@ -176,11 +140,11 @@ def set_(
     max_body: limits.MaxBody = None,
     model: limits.Models = None,
     allow_all_models: limits.AllowAll = None,
-    expires: Expires = None,
-    log_prompts: LogPrompts = None,
-    prompt_ttl: PromptTtl = None,
+    expires: key_options.Expires = None,
+    log_prompts: key_options.LogPrompts = None,
+    prompt_ttl: key_options.PromptTtl = None,
     unset: Annotated[
-        list[Unset] | None,
+        list[key_options.Unset] | None,
         typer.Option(
             metavar="OPTION",
             help="Inherit a limit again, never expire, or keep prompts as long as the gateway says; repeat it for "
@@ -197,16 +161,16 @@ def set_(
     Example: neuronetz key set nnz_AbCd1234 --rpm 10 --unset budget --unset expires
     """
     if name is not None:
-        _check_name(name)
-    columns = _own_columns(expires, log_prompts, prompt_ttl)
+        key_options.check_name(name)
+    columns = key_options.own_columns(expires, log_prompts, prompt_ttl)
     if name is not None:
         columns["name"] = name
-    for option in set(unset or ()) & _OWN.keys():
-        if _OWN[option] in columns:
+    for option in set(unset or ()) & key_options.OWN_COLUMNS.keys():
+        if key_options.OWN_COLUMNS[option] in columns:
             raise typer.BadParameter("an option cannot be set and --unset at once")
-        columns[_OWN[option]] = None
+        columns[key_options.OWN_COLUMNS[option]] = None
     values = limits.given(rpm, concurrency, budget, period, max_predict, max_body, model, allow_all_models)
-    values = limits.with_unset(values, [each for each in unset or () if each not in _OWN], {})
+    values = limits.with_unset(values, [each for each in unset or () if each not in key_options.OWN_COLUMNS], {})
     if not values and not columns:
         raise Failure("nothing to change: give at least one option")
     changed = with_postgres(database_url, lambda postgres: key_store.change(postgres, key, columns, values))
@@ -220,7 +184,7 @@ def set_(
 def revoke(
     key: Key,
     reason: Annotated[str | None, typer.Option(help="Kept beside the revocation.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -232,8 +196,9 @@ def revoke(
     found = with_postgres(database_url, lambda postgres: key_store.read(postgres, key))
     already = found["revoked_at"] is not None
     if not already:
-        if not (yes or json):
-            _confirm(found)
+        if not yes:
+            name = f"{found['prefix']} ({found['name']}) of tenant {found['tenant']}"
+            confirm(f"Revoke key {name}? This cannot be undone.", "not revoked")
         found, already = with_postgres(database_url, lambda postgres: key_store.revoke(postgres, key, reason))
     if json:
         write_json({**found, "already_revoked": already})
@@ -241,36 +206,6 @@ def revoke(
         say(f"key {found['prefix']} was revoked already, at {found['revoked_at']:%Y-%m-%d %H:%M:%S} UTC")
     else:
         say(f"key {found['prefix']} revoked")
-
-
-def _confirm(key: dict[str, Any]) -> None:
-    import sys
-
-    question = f"Revoke key {key['prefix']} ({key['name']}) of tenant {key['tenant']}? This cannot be undone."
-    if sys.stdin.isatty() and not typer.confirm(question, err=True):
-        raise Failure("not revoked")
-
-
-def _check_name(name: str) -> None:
-    if not 1 <= len(name) <= 100 or not name.isprintable():
-        raise Failure("a key's name has 1 to 100 printable characters")
-
-
-def _own_columns(expires: str | None, log_prompts: bool | None, prompt_ttl: str | None) -> dict[str, Any]:
-    """The columns of the key itself that the options set."""
-    from neuronetz.cli import times
-
-    columns: dict[str, Any] = {}
-    if expires is not None:
-        columns["expires_at"] = times.expiry(expires, datetime.now(UTC))
-    if log_prompts is not None:
-        columns["log_prompts"] = log_prompts
-    if prompt_ttl is not None:
-        ttl_s = times.duration_s(prompt_ttl)
-        if not _SHORTEST_TTL_S <= ttl_s <= _LONGEST_TTL_S:
-            raise Failure("--prompt-ttl must be from 1m to 365d")
-        columns["prompt_ttl_s"] = ttl_s
-    return columns
 
 
 def _prompts_text(key: dict[str, Any]) -> str:
@@ -287,7 +222,7 @@ def _duration(seconds: int) -> str:
     return f"{seconds}s"
 
 
-def _texts(key: dict[str, Any]) -> dict[str, Any]:
+def _texts(key: Mapping[str, Any]) -> dict[str, Any]:
     own, over = key["limits"], key["tenant_limits"]
     allow_all = over["allow_all_models"] if own["allow_all_models"] is None else own["allow_all_models"]
     models = over["models"] if own["models"] is None else own["models"]

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from neuronetz.cli import completion
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -32,6 +34,7 @@ Models = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
+        autocompletion=completion.models,
         help="A permitted model; repeat it for more. Replaces the earlier list and turns off --allow-all-models.",
     ),
 ]

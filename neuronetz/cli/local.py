@@ -3,22 +3,20 @@
 import json
 import os
 import shlex
-import shutil
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-import psutil  # type: ignore[import-untyped]
 import trio
 import typer
 
 from neuronetz.access.keys import Hasher, generate
 from neuronetz.cli.failure import Failure
-from neuronetz.embedded.child import EmbeddedServerError, end_left_over
-from neuronetz.embedded.folders import FolderLock
+from neuronetz.cli.progress import Steps
+from neuronetz.cli.take_down import MARK
+from neuronetz.embedded.child import EmbeddedServerError
 from neuronetz.embedded.ollama import MockOptions, run_mock_ollama
 from neuronetz.embedded.postgres import run_postgres
 from neuronetz.embedded.valkey import run_valkey
@@ -31,7 +29,6 @@ from neuronetz.web.routes import PLAYGROUND
 from neuronetz.web.server import CannotListen
 
 _HEALTHY_WITHIN_S = 30.0
-_STOP_WITHIN_S = 40.0
 _DRAIN_S = 5.0
 
 _TENANT = "demo"
@@ -59,11 +56,6 @@ WITH key AS (
 )
 INSERT INTO gateway.key_limits (key_id) SELECT id FROM key
 """
-
-
-# A folder that ``--down`` may remove bears this file, and only what is named here is removed from it.
-_MARK = "neuronetz-demo"
-_OURS = (_MARK, "pid", "postgres*", "redis*")
 
 
 def default_folder(name: str) -> Path:
@@ -97,20 +89,21 @@ class Stage:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.command == "demo":
-                (self.folder / _MARK).touch()
+                (self.folder / MARK).touch()
         except OSError as error:
             raise Failure(
                 f"cannot use {self.folder} for data: {error.strerror}; choose another --data-dir"
             ) from None
         try:
-            await self._run(stop)
+            with Steps(quiet=self.json) as steps:
+                await self._run(stop, steps)
         except* EmbeddedServerError as group:
             raise Failure(_first(group)) from None
         except* CannotListen as group:
             raise Failure(f"{_first(group)}; --port 0 --metrics-port 0 take free ports") from None
 
-    async def _run(self, stop: trio.Event) -> None:
-        self._say(f"starting PostgreSQL and Redis in {self.folder} …")
+    async def _run(self, stop: trio.Event, steps: Steps) -> None:
+        steps.step(f"starting PostgreSQL and Redis in {self.folder} …")
         async with (
             run_postgres(self.folder / "postgres") as database_url,
             run_valkey(self.folder / "redis") as redis_url,
@@ -131,12 +124,14 @@ class Stage:
                 playground_enabled=True,
             )
             key = await self._fresh_key(settings)
-            self._say("starting the gateway …")
+            steps.step("starting the gateway …")
             async with open_gateway(settings) as gateway, trio.open_nursery() as nursery:
                 await nursery.start(gateway.run, stop)
                 await _healthy(gateway)
+                steps.end()
                 self._announce(gateway, key)
-        self._say("stopped")
+        if not self.json:
+            typer.echo("stopped", err=True)
 
     @asynccontextmanager
     async def _ollama(self) -> AsyncIterator[str]:
@@ -182,10 +177,6 @@ class Stage:
             typer.echo(json.dumps(ready, separators=(",", ":")))
         else:
             typer.echo(_greeting(self.command, gateway, key, models))
-
-    def _say(self, text: str) -> None:
-        if not self.json:
-            typer.echo(text, err=True)
 
 
 async def _healthy(gateway: Gateway) -> None:
@@ -248,53 +239,3 @@ def _first(group: BaseExceptionGroup[BaseException]) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error)
-
-
-def take_down(folder: Path) -> None:
-    """Stop the run whose data lies in ``folder``, if there is one, and remove the folder.
-
-    Raises ``Failure`` when it does not stop in time; nothing is removed then.
-    """
-    if not folder.exists():
-        typer.echo("nothing to remove", err=True)
-        return
-    if not (folder / _MARK).is_file():
-        raise Failure(f"{folder} is no folder of a demo; nothing was removed")
-    _stop_running(folder / "pid")
-    locks = [FolderLock(folder / name) for name in ("postgres", "redis")]
-    try:
-        for lock in locks:
-            lock.acquire()
-        trio.run(_end_left_over, folder)
-        for path in sorted(found for pattern in _OURS for found in folder.glob(pattern)):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
-    except EmbeddedServerError as error:
-        raise Failure(f"{error}; nothing was removed") from None
-    except OSError as error:
-        raise Failure(f"cannot remove {error.filename or folder}: {error.strerror}") from None
-    finally:
-        for lock in locks:
-            lock.release()
-    typer.echo(f"removed {folder}", err=True)
-
-
-async def _end_left_over(folder: Path) -> None:
-    for server, process in (("postgres", "postgres"), ("redis", "valkey-server")):
-        await end_left_over(folder / server, process, signal.SIGINT)
-
-
-def _stop_running(pid_file: Path) -> None:
-    try:
-        process = psutil.Process(int(pid_file.read_text()))
-        if not any("neuronetz" in word for word in process.cmdline()):
-            return  # the number has been given to another program since
-        process.terminate()
-        process.wait(_STOP_WITHIN_S)
-    except psutil.TimeoutExpired:
-        raise Failure(
-            f"the running demo did not stop within {_STOP_WITHIN_S:.0f} s; nothing was removed"
-        ) from None
-    except (OSError, ValueError, psutil.Error):
-        return

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from neuronetz.cli import completion
 from neuronetz.cli.database import DatabaseUrl, RedisUrl, find_key, find_tenant, with_postgres, with_redis
 from neuronetz.cli.failure import Failure
 from neuronetz.cli.output import Json, write_rows
@@ -27,9 +28,17 @@ WHERE t.id = $1
 @commands.command("list")
 def list_(
     tenant: Annotated[
-        str | None, typer.Option(metavar="TENANT", help="What this tenant's keys may use by default.")
+        str | None,
+        typer.Option(
+            metavar="TENANT",
+            help="What this tenant's keys may use by default.",
+            autocompletion=completion.tenants,
+        ),
     ] = None,
-    key: Annotated[str | None, typer.Option(metavar="KEY", help="What this key may use (prefix or id).")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="What this key may use (prefix or id).", autocompletion=completion.keys),
+    ] = None,
     json: Json = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,

@@ -5,7 +5,8 @@ from uuid import UUID
 
 import typer
 
-from neuronetz.cli.database import DatabaseUrl, find_key, find_tenant, with_postgres
+from neuronetz.cli.confirmation import Yes, confirm
+from neuronetz.cli.database import DatabaseUrl, OfKey, OfTenant, selected, with_postgres
 from neuronetz.cli.failure import Failure
 from neuronetz.cli.output import Json, printable, quoted, say, write_fields, write_json, write_rows
 
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
     from neuronetz.stores.postgres import Postgres
 
 commands = typer.Typer(no_args_is_help=True, help="Prompts and completions of keys created with --log-prompts.")
-
-OfTenant = Annotated[str | None, typer.Option("--tenant", metavar="TENANT", help="Only this tenant.")]
-OfKey = Annotated[str | None, typer.Option("--key", metavar="KEY", help="Only this key (prefix or id).")]
 
 _ABOUT = """
 SELECT p.request_id, p.created_at, p.expires_at, t.name AS tenant, k.prefix AS key,
@@ -69,16 +67,14 @@ def list_(
     """
 
     async def read(postgres: "Postgres") -> list[dict[str, Any]]:
-        return [dict(row) for row in await postgres.fetch(_LIST, *await _selected(postgres, tenant, key), limit)]
+        return [dict(row) for row in await postgres.fetch(_LIST, *await selected(postgres, tenant, key), limit)]
 
-    rows = with_postgres(database_url, read)
     write_rows(
-        rows
-        if json
-        else [{**row, "truncated": row["prompt_truncated"] or row["completion_truncated"]} for row in rows],
+        with_postgres(database_url, read),
         _COLUMNS,
         json=json,
         empty="no prompts logged; a key opts in with: neuronetz key set KEY --log-prompts",
+        shown=lambda row: {**row, "truncated": row["prompt_truncated"] or row["completion_truncated"]},
     )
 
 
@@ -128,7 +124,7 @@ def purge(
     key: OfKey = None,
     tenant: OfTenant = None,
     every: Annotated[bool, typer.Option("--all", help="The whole prompt log.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> None:
@@ -141,36 +137,22 @@ def purge(
         raise typer.BadParameter("give --key, --tenant or --all")
 
     async def count(postgres: "Postgres") -> int:
-        rows: int = await postgres.fetchval(_COUNT, *await _selected(postgres, tenant, key))
+        rows: int = await postgres.fetchval(_COUNT, *await selected(postgres, tenant, key))
         return rows
 
     async def delete(postgres: "Postgres") -> int:
-        selected, deleted = await _selected(postgres, tenant, key), 0
+        whose, deleted = await selected(postgres, tenant, key), 0
         while True:
-            batch = int((await postgres.execute(_DELETE, *selected, _BATCH)).rpartition(" ")[2])
+            batch = int((await postgres.execute(_DELETE, *whose, _BATCH)).rpartition(" ")[2])
             deleted += batch
             if batch < _BATCH:
                 return deleted
 
     if not yes:
-        _confirm(with_postgres(database_url, count))
-    deleted = with_postgres(database_url, delete)
+        rows = with_postgres(database_url, count)
+        confirm(f"Delete {rows:,} rows of the prompt log? This cannot be undone.", "not deleted")
+    deleted = with_postgres(database_url, delete, doing="deleting …")
     if json:
         write_json({"deleted": deleted})
     else:
         say(f"{deleted:,} rows deleted")
-
-
-def _confirm(rows: int) -> None:
-    import sys
-
-    if not sys.stdin.isatty():
-        raise Failure("not deleted: confirm with --yes")
-    if not typer.confirm(f"Delete {rows:,} rows of the prompt log? This cannot be undone.", err=True):
-        raise Failure("not deleted")
-
-
-async def _selected(postgres: "Postgres", tenant: str | None, key: str | None) -> tuple[Any, Any]:
-    tenant_id = (await find_tenant(postgres, tenant))["id"] if tenant is not None else None
-    key_id = (await find_key(postgres, key))["id"] if key is not None else None
-    return tenant_id, key_id

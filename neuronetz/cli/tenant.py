@@ -1,38 +1,28 @@
 """neuronetz tenant: who pays, and the limits over all keys together."""
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
-from neuronetz.cli import limits
-from neuronetz.cli.database import DatabaseUrl, find_tenant, with_postgres
+from neuronetz.cli import completion, limits, tenant_store
+from neuronetz.cli.confirmation import Yes, confirm
+from neuronetz.cli.database import DatabaseUrl, with_postgres
 from neuronetz.cli.failure import Failure
 from neuronetz.cli.output import Json, quoted, say, write_fields, write_json, write_rows
 
-if TYPE_CHECKING:
-    from neuronetz.stores.postgres import Postgres
-
 commands = typer.Typer(no_args_is_help=True, help="Tenants: who pays, with limits over all of their keys.")
 
-Name = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's name or id.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="TENANT", help="The tenant's name or id.", autocompletion=completion.tenants),
+]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
-_READ = """
-SELECT t.id, t.name, t.suspended_at, t.created_at, l.rpm, l.concurrency, l.budget_tokens,
-       coalesce(l.budget_period, 'month') AS budget_period, l.max_predict, l.max_body_bytes,
-       coalesce(l.allow_all_models, false) AS allow_all_models, coalesce(l.models, '{}') AS models,
-       (SELECT count(*) FROM gateway.api_keys k WHERE k.tenant_id = t.id AND k.revoked_at IS NULL) AS keys,
-       (SELECT coalesce(sum(u.prompt_tokens + u.completion_tokens), 0)::bigint FROM gateway.budget_usage u
-        WHERE u.tenant_id = t.id
-          AND u.day >= date_trunc(coalesce(l.budget_period, 'month'), now() AT TIME ZONE 'UTC')::date
-       ) AS used_tokens
-FROM gateway.tenants t
-LEFT JOIN gateway.tenant_limits l ON l.tenant_id = t.id
-WHERE $1::uuid IS NULL OR t.id = $1
-ORDER BY t.name
-"""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 @commands.command("create")
@@ -60,7 +50,7 @@ def create(
             "beginning with a letter or digit"
         )
     values = limits.given(rpm, concurrency, budget, period, max_predict, max_body, model, allow_all_models)
-    tenant = with_postgres(database_url, lambda postgres: _create(postgres, name, values))
+    tenant = with_postgres(database_url, lambda postgres: tenant_store.create(postgres, name, values))
     if json:
         write_json(tenant)
     else:
@@ -74,28 +64,21 @@ def list_(json: Json = False, database_url: DatabaseUrl = None) -> None:
     \b
     Example: neuronetz tenant list --json
     """
-
-    async def read(postgres: "Postgres") -> list[dict[str, Any]]:
-        return [_shown(row) for row in await postgres.fetch(_READ, None)]
-
-    tenants = with_postgres(database_url, read)
-    if json:
-        write_rows(tenants, {}, json=True)
-        return
-    columns = {
-        "name": "NAME",
-        "state": "STATE",
-        "keys": "KEYS",
-        "rpm": "RPM",
-        "concurrency": "AT ONCE",
-        "budget": "BUDGET",
-        "permitted": "MODELS",
-    }
+    tenants = with_postgres(database_url, tenant_store.read_all)
     write_rows(
-        [tenant | tenant["limits"] | _texts(tenant) for tenant in tenants],
-        columns,
-        json=False,
+        tenants,
+        {
+            "name": "NAME",
+            "state": "STATE",
+            "keys": "KEYS",
+            "rpm": "RPM",
+            "concurrency": "AT ONCE",
+            "budget": "BUDGET",
+            "permitted": "MODELS",
+        },
+        json=json,
         empty="no tenants yet; create one with: neuronetz tenant create NAME",
+        shown=lambda tenant: {**tenant, **tenant["limits"], **_texts(tenant)},
     )
 
 
@@ -106,7 +89,7 @@ def show(name: Name, json: Json = False, database_url: DatabaseUrl = None) -> No
     \b
     Example: neuronetz tenant show acme
     """
-    tenant = with_postgres(database_url, lambda postgres: _read(postgres, name))
+    tenant = with_postgres(database_url, lambda postgres: tenant_store.read(postgres, name))
     if json:
         write_json(tenant)
         return
@@ -160,13 +143,7 @@ def set_(
     values = limits.with_unset(values, unset or (), limits.TENANT_UNSET)
     if not values:
         raise Failure("nothing to change: give at least one limit, or --unset one")
-
-    async def change(postgres: "Postgres") -> dict[str, Any]:
-        tenant = await find_tenant(postgres, name)
-        await postgres.transaction(limits.tenant_statements(tenant["id"], values))
-        return await _read(postgres, str(tenant["id"]))
-
-    tenant = with_postgres(database_url, change)
+    tenant = with_postgres(database_url, lambda postgres: tenant_store.change(postgres, name, values))
     if json:
         write_json(tenant)
     else:
@@ -174,13 +151,18 @@ def set_(
 
 
 @commands.command("suspend")
-def suspend(name: Name, json: Json = False, database_url: DatabaseUrl = None) -> None:
+def suspend(name: Name, yes: Yes = False, json: Json = False, database_url: DatabaseUrl = None) -> None:
     """Refuse every key of a tenant until it is resumed. What runs already goes on; revoking a key cuts it.
 
     \b
-    Example: neuronetz tenant suspend acme
+    Example: neuronetz tenant suspend acme --yes
     """
-    _set_suspended(name, True, json, database_url)
+    tenant = with_postgres(database_url, lambda postgres: tenant_store.read(postgres, name))
+    if not (yes or tenant["suspended_at"]):
+        confirm(
+            f"Refuse all {tenant['keys']:,} keys of tenant {tenant['name']} until it is resumed?", "not suspended"
+        )
+    _tell(*with_postgres(database_url, lambda postgres: tenant_store.set_suspended(postgres, name, True)), json)
 
 
 @commands.command("resume")
@@ -190,64 +172,18 @@ def resume(name: Name, json: Json = False, database_url: DatabaseUrl = None) -> 
     \b
     Example: neuronetz tenant resume acme
     """
-    _set_suspended(name, False, json, database_url)
+    _tell(*with_postgres(database_url, lambda postgres: tenant_store.set_suspended(postgres, name, False)), json)
 
 
-def _set_suspended(name: str, suspended: bool, json: bool, database_url: str | None) -> None:
-    async def change(postgres: "Postgres") -> tuple[dict[str, Any], bool]:
-        tenant = await find_tenant(postgres, name)
-        done = await postgres.fetch(
-            "UPDATE gateway.tenants SET suspended_at = CASE WHEN $2 THEN now() END"
-            " WHERE id = $1 AND (suspended_at IS NOT NULL) <> $2 RETURNING id",
-            tenant["id"],
-            suspended,
-        )
-        return await _read(postgres, str(tenant["id"])), bool(done)
-
-    tenant, changed = with_postgres(database_url, change)
+def _tell(tenant: dict[str, Any], changed: bool, json: bool) -> None:
     if json:
         write_json(tenant)
-        return
-    state = "suspended" if suspended else "active"
-    say(f"tenant {tenant['name']} is {state}" if changed else f"tenant {tenant['name']} was {state} already")
+    else:
+        state = f"is {tenant['state']}" if changed else f"was {tenant['state']} already"
+        say(f"tenant {tenant['name']} {state}")
 
 
-async def _create(postgres: "Postgres", name: str, values: dict[str, Any]) -> dict[str, Any]:
-    import uuid
-
-    import asyncpg
-
-    tenant_id = uuid.uuid4()
-    insert = ("INSERT INTO gateway.tenants (id, name) VALUES ($1, $2)", [tenant_id, name])
-    try:
-        await postgres.transaction([insert, *limits.tenant_statements(tenant_id, values)])
-    except asyncpg.UniqueViolationError:
-        raise Failure(f"tenant {quoted(name)} exists already; change it with: neuronetz tenant set") from None
-    return await _read(postgres, str(tenant_id))
-
-
-async def _read(postgres: "Postgres", name: str) -> dict[str, Any]:
-    tenant = await find_tenant(postgres, name)
-    row = await postgres.fetchrow(_READ, tenant["id"])
-    if row is None:
-        raise Failure(f"tenant {quoted(name)} was removed just now")
-    return _shown(row)
-
-
-def _shown(row: Any) -> dict[str, Any]:
-    return {
-        "id": row["id"],
-        "name": row["name"],
-        "state": "suspended" if row["suspended_at"] else "active",
-        "suspended_at": row["suspended_at"],
-        "created_at": row["created_at"],
-        "keys": row["keys"],
-        "used_tokens": row["used_tokens"],
-        "limits": limits.shown(row),
-    }
-
-
-def _texts(tenant: dict[str, Any]) -> dict[str, Any]:
+def _texts(tenant: Mapping[str, Any]) -> dict[str, Any]:
     own = tenant["limits"]
     return {
         "budget": limits.budget_text(own["budget_tokens"], own["budget_period"]),

@@ -1,16 +1,21 @@
 """neuronetz usage: tokens and requests, summed."""
 
+import shutil
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from neuronetz.cli.database import DatabaseUrl, find_key, find_tenant, with_postgres
+from neuronetz.cli import charts, completion, usage_store
+from neuronetz.cli.database import DatabaseUrl, OfKey, OfTenant, with_postgres
 from neuronetz.cli.output import Json, write_rows
 
 if TYPE_CHECKING:
     from neuronetz.stores.postgres import Postgres
+
+# Characters of a sparkline, at most.
+_MOST_DAYS = 31
 
 
 class Dimension(StrEnum):
@@ -21,43 +26,6 @@ class Dimension(StrEnum):
     KEY = "key"
     MODEL = "model"
 
-
-# The ledger: it outlives the audit log's partitions, but knows no models.
-_FROM_LEDGER = """
-SELECT CASE WHEN 'day' = ANY($1::text[]) THEN u.day END AS day,
-       CASE WHEN 'tenant' = ANY($1) THEN coalesce(t.name, u.tenant_id::text) END AS tenant,
-       CASE WHEN 'key' = ANY($1) THEN coalesce(k.prefix, u.key_id::text) END AS key,
-       NULL AS model,
-       sum(u.requests)::bigint AS requests,
-       sum(u.prompt_tokens)::bigint AS prompt_tokens,
-       sum(u.completion_tokens)::bigint AS completion_tokens
-FROM gateway.budget_usage u
-LEFT JOIN gateway.tenants t ON t.id = u.tenant_id
-LEFT JOIN gateway.api_keys k ON k.id = u.key_id
-WHERE u.day >= $2 AND ($3::uuid IS NULL OR u.tenant_id = $3) AND ($4::uuid IS NULL OR u.key_id = $4)
-  AND $5::text IS NULL
-GROUP BY 1, 2, 3
-ORDER BY 1 DESC, sum(u.prompt_tokens + u.completion_tokens) DESC, 2, 3
-"""
-
-# The bound on started_at only leaves out partitions; what counts is the ledger's day.
-_FROM_AUDIT_LOG = """
-SELECT CASE WHEN 'day' = ANY($1::text[]) THEN a.budget_day END AS day,
-       CASE WHEN 'tenant' = ANY($1) THEN coalesce(t.name, a.tenant_id::text) END AS tenant,
-       CASE WHEN 'key' = ANY($1) THEN coalesce(k.prefix, a.key_id::text) END AS key,
-       CASE WHEN 'model' = ANY($1) THEN a.model END AS model,
-       count(*) AS requests,
-       sum(a.prompt_tokens)::bigint AS prompt_tokens,
-       sum(a.completion_tokens)::bigint AS completion_tokens
-FROM gateway.audit_log a
-LEFT JOIN gateway.tenants t ON t.id = a.tenant_id
-LEFT JOIN gateway.api_keys k ON k.id = a.key_id
-WHERE a.budget_day >= $2 AND a.started_at >= ($2::date - 2)::timestamp AT TIME ZONE 'UTC'
-  AND ($3::uuid IS NULL OR a.tenant_id = $3) AND ($4::uuid IS NULL OR a.key_id = $4)
-  AND ($5::text IS NULL OR a.model = $5)
-GROUP BY 1, 2, 3, 4
-ORDER BY 1 DESC, sum(a.prompt_tokens + a.completion_tokens) DESC, 2, 3, 4
-"""
 
 _SUMS = {
     "requests": "REQUESTS",
@@ -75,44 +43,99 @@ def usage(
     since: Annotated[
         str, typer.Option(metavar="WHEN", help="From this UTC day on: a date, or a duration such as 30d.")
     ] = "30d",
-    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only this tenant.")] = None,
-    key: Annotated[str | None, typer.Option(metavar="KEY", help="Only this key (prefix or id).")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Only this model.")] = None,
+    tenant: OfTenant = None,
+    key: OfKey = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this model.", autocompletion=completion.models)
+    ] = None,
     json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Show tokens and requests by tenant, key, model or day.
 
+    By day, a bar shows the tokens beside the largest row's; otherwise a sparkline has a character for each
+    day, or for several where they would be too many. OF BUDGET is what of the tenant's or the key's budget is
+    used in its running period; by day, the share that this day's tokens are of it.
+
     \b
-    Example: neuronetz usage --by day --by model --tenant acme --since 7d
+    Examples:
+      neuronetz usage --by day --tenant acme --since 7d
+      neuronetz usage --by key --by model --json
     """
     from neuronetz.cli import times
 
+    today = datetime.now(UTC)
     dimensions = [each.value for each in Dimension if each in (by or [Dimension.TENANT])]
-    first_day = times.since(since, datetime.now(UTC)).date()
-    rows = with_postgres(database_url, lambda postgres: _read(postgres, dimensions, first_day, tenant, key, model))
+    first_day = times.since(since, today).date()
+    whose = None if model is not None or "model" in dimensions else _whose(dimensions, tenant, key)
+
+    async def read(postgres: "Postgres") -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+        rows = await usage_store.read(postgres, dimensions, first_day, tenant, key, model)
+        if whose is None:
+            return rows, {}
+        of_keys = whose == "key"
+        # A row of tenants counts all of its keys towards their budget, whichever were asked for.
+        return rows, await usage_store.budgets(
+            postgres, of_keys=of_keys, tenant=tenant, key=key if of_keys else None
+        )
+
+    rows, budgets = with_postgres(database_url, read, doing="adding up …")
+    for row in rows:
+        row["budget"] = _budget_of(row, whose, budgets)
     columns = {name: name.upper() for name in dimensions} | _SUMS
+    if json:
+        names = [*columns, *(["budget"] if whose is not None else [])]
+        write_rows([{name: row[name] for name in names} for row in rows], {}, json=True)
+        return
+    if "day" in dimensions:
+        largest, width = max((row["total_tokens"] for row in rows), default=0), _bar_width()
+        columns["chart"] = "OF THE LARGEST"
+        charts_of = [charts.bar(row["total_tokens"], largest, width) for row in rows]
+    else:
+        days = max(1, (today.date() - first_day).days + 1)
+        step = -(-days // _MOST_DAYS)
+        columns["chart"] = "PER DAY" if step == 1 else f"PER {step} DAYS"
+        charts_of = [_by_day(row, first_day, days, step) for row in rows]
+    if budgets:
+        columns["of_budget"] = "OF BUDGET"
     write_rows(
-        [{name: row[name] for name in columns} for row in rows],
+        [{**row, "chart": chart, "of_budget": _share(row)} for row, chart in zip(rows, charts_of, strict=True)],
         columns,
-        json=json,
+        json=False,
         empty=f"no usage since {first_day}",
     )
 
 
-async def _read(
-    postgres: "Postgres",
-    dimensions: list[str],
-    first_day: date,
-    tenant: str | None,
-    key: str | None,
-    model: str | None,
-) -> list[dict[str, Any]]:
-    from neuronetz.models.effective import normalise
+def _whose(dimensions: list[str], tenant: str | None, key: str | None) -> str | None:
+    """Whose budgets the rows can be held against: "key", "tenant" or nobody's."""
+    if "key" in dimensions or key is not None:
+        return "key"
+    return "tenant" if "tenant" in dimensions or tenant is not None else None
 
-    tenant_id = (await find_tenant(postgres, tenant))["id"] if tenant is not None else None
-    key_id = (await find_key(postgres, key))["id"] if key is not None else None
-    query = _FROM_AUDIT_LOG if model is not None or "model" in dimensions else _FROM_LEDGER
-    wanted = normalise(model) if model is not None else None
-    rows = await postgres.fetch(query, dimensions, first_day, tenant_id, key_id, wanted)
-    return [{**row, "total_tokens": row["prompt_tokens"] + row["completion_tokens"]} for row in rows]
+
+def _budget_of(row: dict[str, Any], whose: str | None, budgets: dict[str, dict[str, Any]]) -> Any:
+    if whose is None:
+        return None
+    # Where the rows do not say whose they are, an option did, and there is one budget or none.
+    return budgets.get(row[whose]) if row[whose] is not None else next(iter(budgets.values()), None)
+
+
+def _share(row: dict[str, Any]) -> str | None:
+    budget = row["budget"]
+    if budget is None:
+        return None
+    used = row["total_tokens"] if row["day"] is not None else budget["used"]
+    percent = f"{used / budget['tokens']:.0%}" if budget["tokens"] else "none"
+    return f"{percent} of {budget['tokens']:,} / {budget['period']}"
+
+
+def _by_day(row: dict[str, Any], first_day: date, days: int, step: int) -> str:
+    tokens = [0] * days
+    for day, used in zip(row["days"], row["tokens_by_day"], strict=True):
+        if (at := (day - first_day).days) < days:
+            tokens[at] = used
+    return charts.sparkline(charts.in_steps(tokens, step))
+
+
+def _bar_width() -> int:
+    return max(8, min(30, shutil.get_terminal_size().columns // 5))

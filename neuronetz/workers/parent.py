@@ -5,7 +5,7 @@ hold over them as they do over hosts.
 """
 
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -56,8 +56,10 @@ class Workers:
         self._registry = CollectorRegistry()
         self._states, self._ends = own_metrics(self._registry)
 
-    async def run(self, stop: trio.Event) -> int:
+    async def run(self, stop: trio.Event, ready: Callable[["Workers"], None] = lambda _: None) -> int:
         """Serve until ``stop`` is set, then drain all workers together; returns the exit code.
+
+        ``ready`` is called once every worker serves.
 
         That is 0 when each ended by itself, 1 when one had to be killed or failed in ending, and a
         worker's own exit code where its configuration is at fault, which ends the others too. Raises
@@ -94,7 +96,7 @@ class Workers:
                 board = ServiceBoard()
                 for worker in self.workers:
                     nursery.start_soon(supervise, worker.name, worker.live, board)
-                nursery.start_soon(self._announce)
+                nursery.start_soon(self._announce, ready)
                 nursery.start_soon(self._heed, stop)
                 await self._over.wait()
                 # First, or clients would wait in the backlog of a socket that nobody accepts from.
@@ -110,10 +112,11 @@ class Workers:
         await stop.wait()
         self._over.set()
 
-    async def _announce(self) -> None:
+    async def _announce(self, ready: Callable[["Workers"], None]) -> None:
         for worker in self.workers:
             await worker.was_ready.wait()
         log.info("gateway.ready", base_url=self.base_url, metrics_url=self.metrics_url, workers=len(self.workers))
+        ready(self)
 
     def _hopeless(self, code: int) -> bool:
         """Whether a worker that ended with ``code`` would do so again, for ever: then all of it ends."""

@@ -97,10 +97,10 @@ def test_a_budget_is_set_changed_and_taken_away(cli: Cli, key: dict[str, Any]) -
 def test_a_reset_counts_what_was_used_as_nothing_and_keeps_the_reports(
     cli: Cli, sql: Sql, key: dict[str, Any]
 ) -> None:
-    reports = cli("usage", "--json").out
-    done = cli("budget", "reset", "--tenant", "acme", "--reason", "paid for more", "--json").document
+    reports = [{**row, "budget": None} for row in cli("usage", "--json").documents]
+    done = cli("budget", "reset", "--tenant", "acme", "--reason", "paid for more", "--yes", "--json").document
     assert (done["reset_tokens"], done["used"], done["remaining"]) == (300, 0, 1000)
-    assert cli("usage", "--json").out == reports
+    assert [{**row, "budget": None} for row in cli("usage", "--json").documents] == reports
     (own,) = cli("budget", "show", "--key", key["prefix"], "--json").documents
     assert own["used"] == 300
     again = cli("budget", "reset", "--tenant", "acme", "--yes")
@@ -118,8 +118,7 @@ def test_a_reset_counts_what_was_used_as_nothing_and_keeps_the_reports(
 
 
 def test_a_key_s_reset_leaves_its_tenant_s_budget(cli: Cli, key: dict[str, Any]) -> None:
-    # No terminal, so nobody is asked.
-    done = cli("budget", "reset", "--key", key["prefix"])
+    done = cli("budget", "reset", "--key", key["prefix"], "--yes")
     assert done.out == f"budget of key {key['prefix']}: 300 tokens of this day count no more\n"
     assert [row["used"] for row in cli("budget", "show", "--json").documents] == [300, 0]
 
@@ -142,6 +141,13 @@ def test_at_a_terminal_a_reset_is_confirmed(
     assert cli("budget", "show", "--tenant", "acme", "--json").documents[0]["used"] == used
     cli("budget", "reset", "--tenant", "acme", "--yes")
     assert len(asked) == 1
+
+
+def test_without_a_terminal_a_reset_must_be_confirmed_by_an_option(cli: Cli, key: dict[str, Any]) -> None:
+    result = cli("budget", "reset", "--tenant", "acme")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "neuronetz: not reset: there is no terminal to ask at; confirm with --yes\n"
+    assert [row["used"] for row in cli("budget", "show", "--json").documents] == [300, 300]
 
 
 def test_no_budgets_are_said_so(cli: Cli) -> None:

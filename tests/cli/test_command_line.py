@@ -1,32 +1,90 @@
+import json
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import typer
 
 from neuronetz import __version__
+from neuronetz.cli.app import app
 
 Cli = Callable[..., Any]
 
-COMMANDS = [
-    *(f"tenant {name}" for name in ("create", "list", "show", "set", "suspend", "resume")),
-    *(f"key {name}" for name in ("create", "list", "show", "set", "revoke")),
-    *(f"prompts {name}" for name in ("list", "show", "purge")),
-    *(f"budget {name}" for name in ("show", "set", "reset")),
-    "usage",
-    "audit",
-    "model list",
-]
+GROUPS = {"tenant": 6, "key": 5, "prompts": 3, "budget": 3, "model": 1}
+ASK_POSTGRESQL = ["migrate", "usage", "audit", *GROUPS]
+ROOT: Any = typer.main.get_command(app)
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command that is not hidden, with its words."""
+    for name, command in ROOT.commands.items():
+        if name in GROUPS:
+            yield from ((f"{name} {below}", each) for below, each in command.commands.items())
+        elif not command.hidden:
+            yield name, command
+
+
+COMMANDS = dict(commands())
+
+
+def test_no_command_is_missing_here() -> None:
+    singles = {"serve", "migrate", "demo", "dev", "mock-ollama", "usage", "audit", "doctor"}
+    assert {name for name in COMMANDS if " " not in name} == singles
+    assert len(COMMANDS) == len(singles) + sum(GROUPS.values())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_an_example_in_its_help(bare: Cli, command: str) -> None:
+def test_every_command_has_examples_that_parse_and_knows_json(bare: Cli, command: str) -> None:
     result = bare(*command.split(), "--help")
     assert result.code == 0
-    assert f"Example: neuronetz {command}" in result.out
+    lines = [line.strip().removeprefix("Example: ") for line in result.out.splitlines()]
+    examples = [line for line in lines if line.startswith(f"neuronetz {command}")]
+    assert examples, result.out
+    for example in examples:
+        words = shlex.split(example.partition(" | ")[0])[1 + len(command.split()) :]
+        # Raises where an option is unknown or a value is none.
+        COMMANDS[command].make_context(command, words)
     assert "--json" in result.out
-    assert "DATABASE_URL" in result.out
+    if command.split()[0] in ASK_POSTGRESQL:
+        assert "--database-url" in result.out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("tenant", "list"), 2, "DATABASE_URL: is not set"),
+        (("tenant", "create", "A"), 1, '"A" is no tenant\'s name'),
+        (("tenant", "create"), 2, "Missing argument"),
+        (("tenant", "list", "--nonsense"), 2, "--nonsense"),
+        (("tenant", "list", "--database-url", "postgresql://user@127.0.0.1:1/x"), 1, "is not reachable"),
+        (("migrate", "--database-url", "postgresql://user@127.0.0.1:1/x"), 1, "is not reachable"),
+    ],
+)
+def test_with_json_an_error_is_json_too(bare: Cli, args: tuple[str, ...], code: int, says: str) -> None:
+    result = bare(*args, "--json")
+    assert (result.code, result.out) == (code, "")
+    error = json.loads(result.err)
+    assert error["exit_code"] == code
+    assert says in error["error"]
+
+
+def test_a_migration_tells_programs_what_it_did(cli: Cli) -> None:
+    assert cli("migrate", "--json").document == {"applied": []}
+    assert cli("migrate").out == "nothing to apply: the schema is up to date\n"
+
+
+def test_an_output_in_an_old_encoding_is_no_error(database_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "neuronetz", "tenant", "show", "x\u2026", "--database-url", database_url],
+        capture_output=True,
+        check=False,
+        env={"PYTHONIOENCODING": "latin-1"},
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b'neuronetz: no tenant "x?"')
 
 
 def test_the_version_is_told(bare: Cli) -> None:

@@ -202,8 +202,18 @@ def test_a_key_is_revoked_once(cli: Cli, sql: Sql, key: dict[str, Any]) -> None:
     assert sql("SELECT revoked_at FROM gateway.api_keys")[0]["revoked_at"] is not None
 
 
-def test_revoking_for_programs_never_asks(cli: Cli, key: dict[str, Any]) -> None:
-    revoked = [cli("key", "revoke", key["id"], "--json").document for _ in range(2)]
+def test_without_a_terminal_a_revocation_must_be_confirmed_by_an_option(
+    cli: Cli, sql: Sql, key: dict[str, Any]
+) -> None:
+    told = "not revoked: there is no terminal to ask at; confirm with --yes"
+    for mode, err in (((), f"neuronetz: {told}\n"), (("--json",), f'{{"error":"{told}","exit_code":2}}\n')):
+        result = cli("key", "revoke", key["prefix"], *mode)
+        assert (result.code, result.out, result.err) == (2, "", err)
+    assert sql("SELECT FROM gateway.revocations") == []
+
+
+def test_revoking_for_programs_tells_whether_it_was_revoked_already(cli: Cli, key: dict[str, Any]) -> None:
+    revoked = [cli("key", "revoke", key["id"], "--json", "--yes").document for _ in range(2)]
     assert [each["already_revoked"] for each in revoked] == [False, True]
     assert revoked[0]["revoked_at"] == revoked[1]["revoked_at"] is not None
 

@@ -135,9 +135,10 @@ def test_without_a_terminal_a_purge_must_be_confirmed_by_an_option(
     cli: Cli, sql: Sql, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", type("Pipe", (), {"isatty": lambda self: False})())
-    for mode in ((), ("--json",)):
+    told = "not deleted: there is no terminal to ask at; confirm with --yes"
+    for mode, err in (((), f"neuronetz: {told}\n"), (("--json",), f'{{"error":"{told}","exit_code":2}}\n')):
         result = cli("prompts", "purge", "--all", *mode)
-        assert (result.code, result.out, result.err) == (1, "", "neuronetz: not deleted: confirm with --yes\n")
+        assert (result.code, result.out, result.err) == (2, "", err)
     assert len(left(sql)) == 4
 
 

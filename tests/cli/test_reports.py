@@ -76,6 +76,7 @@ def test_usage_is_summed_by_tenant_of_the_last_thirty_days(cli: Cli, keys: dict[
         "prompt_tokens",
         "completion_tokens",
         "total_tokens",
+        "budget",
     ]
 
 
@@ -111,10 +112,43 @@ def test_usage_of_one_key_and_of_one_model(cli: Cli, keys: dict[str, Any]) -> No
 def test_usage_is_a_table_for_people(cli: Cli, keys: dict[str, Any]) -> None:
     lines = cli("usage").out.splitlines()
     assert [line.split() for line in lines] == [
-        ["TENANT", "REQUESTS", "PROMPT", "COMPLETION", "TOKENS"],
-        ["zeta", "2", "100", "200", "300"],
-        ["acme", "2", "13", "24", "37"],
+        ["TENANT", "REQUESTS", "PROMPT", "COMPLETION", "TOKENS", "PER", "DAY"],
+        ["zeta", "2", "100", "200", "300", "·" * 30 + "█"],
+        ["acme", "2", "13", "24", "37", "·" * 29 + "▂█"],
     ]
+
+
+def test_usage_over_a_long_time_has_a_character_for_several_days(cli: Cli, keys: dict[str, Any]) -> None:
+    lines = cli("usage", "--since", "410d", "--tenant", "acme").out.splitlines()
+    assert lines[0].split()[-3:] == ["PER", "14", "DAYS"]
+    assert lines[1].split()[-1] == "·▄" + "·" * 27 + "█"
+
+
+def test_usage_by_day_has_bars_beside_the_largest_row(cli: Cli, keys: dict[str, Any]) -> None:
+    lines = cli("usage", "--by", "day", "--tenant", "acme").out.splitlines()
+    assert [line.split()[4] for line in lines[1:]] == ["30", "7"]
+    bars = [line.split()[5] for line in lines[1:]]
+    assert set(bars[0]) == {"█"}
+    assert len(bars[1]) == -(-len(bars[0]) * 7 // 30)
+
+
+def test_usage_tells_the_share_of_budgets(cli: Cli, keys: dict[str, Any]) -> None:
+    # By day, so that what was used yesterday is in no running period.
+    cli("tenant", "set", "acme", "--budget", "300", "--period", "day")
+    cli("key", "set", keys["zeta"]["prefix"], "--budget", "1000", "--period", "day")
+    shares = {row["tenant"]: row["budget"] for row in cli("usage", "--json").documents}
+    assert shares == {"zeta": None, "acme": {"tokens": 300, "period": "day", "used": 30}}
+    (by_key,) = cli("usage", "--key", keys["zeta"]["prefix"], "--json").documents
+    assert by_key["budget"] == {"tokens": 1000, "period": "day", "used": 300}
+    zeta, acme = cli("usage").out.splitlines()[1:]
+    assert (zeta.split()[-1], acme.split()[-5:]) == ("-", ["10%", "of", "300", "/", "day"])
+    days = cli("usage", "--by", "day", "--tenant", "acme").out.splitlines()[1:]
+    assert [line.split()[6] for line in days] == ["10%", "2%"]
+    assert "budget" not in cli("usage", "--by", "model", "--by", "tenant", "--json").documents[0]
+    cli("budget", "reset", "--tenant", "acme", "--yes")
+    assert {row["tenant"]: row["budget"] for row in cli("usage", "--json").documents}["acme"]["used"] == 0
+    cli("tenant", "set", "acme", "--budget", "0")
+    assert "none of 0 / day" in cli("usage").out
 
 
 def test_no_usage_is_said_so(cli: Cli) -> None:
@@ -144,6 +178,7 @@ def test_audit_filters(cli: Cli, keys: dict[str, Any]) -> None:
         (("--key", keys["zeta"]["prefix"]), "34"),
         (("--outcome", "client_disconnected"), "2"),
         (("--since", "2h"), "134"),
+        (("--model", "LLAMA3.2", "--tenant", "acme"), "15"),
         (("--tenant", "acme", "--since", "2d"), "12"),
     ):
         rows = cli("audit", *options, "--json").documents

@@ -130,7 +130,11 @@ def test_listing_models_turns_off_all_models(cli: Cli) -> None:
 
 def test_a_tenant_is_suspended_and_resumed_any_number_of_times(cli: Cli, sql: Sql) -> None:
     cli("tenant", "create", "acme")
-    assert cli("tenant", "suspend", "acme").out == "tenant acme is suspended\n"
+    refused = cli("tenant", "suspend", "acme")
+    assert (refused.code, refused.out) == (2, "")
+    assert "confirm with --yes" in refused.err
+    assert sql("SELECT suspended_at FROM gateway.tenants")[0]["suspended_at"] is None
+    assert cli("tenant", "suspend", "acme", "--yes").out == "tenant acme is suspended\n"
     at = sql("SELECT suspended_at FROM gateway.tenants")[0]["suspended_at"]
     assert at is not None
     assert cli("tenant", "suspend", "acme").out == "tenant acme was suspended already\n"

@@ -110,12 +110,12 @@ async def test_down_stops_a_running_demo_and_removes_its_data(
     folder = own_folder / "demo"
     async with start(*demo(folder, "--json")) as running, trio.open_nursery() as nursery:
         nursery.start_soon(running.process.wait)  # it stays a zombie, and so there, until somebody waits
-        code, _, err = await run("demo", "--data-dir", str(folder), "--down")
+        code, _, err = await run("demo", "--data-dir", str(folder), "--down", "--yes")
         assert code == 0, err
     assert running.process.returncode == 0
     assert not folder.exists()
     assert left_over(folder) == []
-    code, _, err = await run("demo", "--data-dir", str(folder), "--down")
+    code, _, err = await run("demo", "--data-dir", str(folder), "--down", "--yes")
     assert (code, err.strip()) == (0, "nothing to remove")
 
 
@@ -125,12 +125,16 @@ async def test_down_removes_nothing_but_a_demos_own(own_folder: Path, run: Any, 
     (own_folder / "redis").mkdir()
     if command == "dev":
         (own_folder / "pid").write_text("1")
-    code, _, err = await run("demo", "--data-dir", str(own_folder), "--down")
+    code, _, err = await run("demo", "--data-dir", str(own_folder), "--down", "--yes")
     assert code == 1
     assert "nothing was removed" in err
     assert (own_folder / "redis").exists()
     (own_folder / "neuronetz-demo").touch()
-    assert (await run("demo", "--data-dir", str(own_folder), "--down"))[0] == 0
+    code, out, err = await run("demo", "--data-dir", str(own_folder), "--down")
+    assert (code, out) == (2, "")
+    assert "confirm with --yes" in err
+    assert (own_folder / "redis").exists()
+    assert (await run("demo", "--data-dir", str(own_folder), "--down", "--yes"))[0] == 0
     assert os.listdir(own_folder) == ["precious"]
 
 
@@ -152,7 +156,7 @@ async def test_a_second_demo_on_the_same_data_is_refused_in_one_line(
         assert code == 1
         assert out == ""
         assert "Traceback" not in err
-        assert err.splitlines()[-1].startswith("neuronetz: ")
+        assert json.loads(err.splitlines()[-1]).keys() == {"error", "exit_code"}
         assert (own_folder / "pid").read_text() == str(first.process.pid)
         assert await first.end() == 0
 

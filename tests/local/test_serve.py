@@ -54,6 +54,19 @@ async def base_url(errors: bytearray) -> str:
     return found[1].decode()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_serve_tells_programs_once_when_it_is_ready(
+    start: Any, env: dict[str, str], postgres: Postgres, workers: int
+) -> None:
+    async with start("serve", "--workers", str(workers), "--json", **env) as running:
+        ready = running.ready
+        assert (ready["event"], ready["workers"], ready["pid"]) == ("ready", workers, running.process.pid)
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert (await client.get(f"{ready['base_url']}/healthz")).status_code == 200
+            assert (await client.get(ready["metrics_url"])).status_code == 200
+        assert await running.end() == 0
+
+
 async def test_serve_answers_drains_on_sigterm_and_exits_0(
     launch: Any, env: dict[str, str], postgres: Postgres, mock_ollama: Any
 ) -> None:
