@@ -11,6 +11,10 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "pip install .                      # without the embedded servers": "names hosts of a network that is not"
         " here; tests/local/test_serve.py and tests/cli run the same commands",
     },
+    "docs/CLI.md": {
+        "neuronetz audit --follow                      # the latest ten, then each request within about a second of"
+        " its end": "goes on until it is stopped: tests/local/test_follow.py",
+    },
     "docs/DEPLOYMENT.md": {
         "install -m 600 ops/example.env ops/.env        # the name (SITE_ADDRESS) and three passwords; nothing starts"
         " without": "needs a container engine: tests/ops checks what the files say",

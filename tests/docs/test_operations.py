@@ -136,3 +136,10 @@ def test_the_outcomes_are_those_that_a_row_can_have() -> None:
 def test_the_alerts_of_the_outages_exist() -> None:
     named = set(re.findall(r"\b(Neuronetz\w+)", (ROOT / PAGE).read_text()))
     assert named <= set(re.findall(r"alert: (\w+)", (ROOT / "ops/prometheus/alerts.yml").read_text()))
+
+
+async def test_the_command_lines_page(reader: Reader, client: Any) -> None:
+    await client.post("/api/chat", json={"model": "tiny", "stream": False, "messages": []})
+    heard = await reader("docs/CLI.md")
+    assert [block.failed for block in heard if block.failed] == []
+    assert "acme" in heard[0].output

@@ -16,6 +16,7 @@ RUN_BY = {
     "README.md": "tests/docs/test_site.py",
     "docs/index.md": "tests/docs/test_site.py",
     "docs/API.md": "tests/docs/test_api_page.py",
+    "docs/CLI.md": "tests/docs/test_operations.py",
     "docs/BUDGETS.md": "tests/docs/test_operations.py",
     "docs/CLIENTS.md": "tests/docs/test_clients_page.py",
     "docs/DOCTOR.md": "tests/docs/test_operations.py",
