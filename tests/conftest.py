@@ -43,6 +43,11 @@ DATABASES = 10_000
 MEMORY_NEEDED_BYTES = 2 * 1024**3
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: much of a test's time is spent waiting for real processes and deadlines."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
     """A folder of this session, removed at its end, or by a later session if this one is killed."""
