@@ -97,9 +97,12 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         try:
-            return tuple(ip_network(item.strip()) for item in value.split(",") if item.strip())
+            networks = tuple(ip_network(item.strip()) for item in value.split(",") if item.strip())
         except ValueError:
             raise ValueError("must be addresses or networks, such as 127.0.0.1,10.0.0.0/8") from None
+        if any(network.version == 6 and network.network_address.ipv4_mapped for network in networks):
+            raise ValueError("must have IPv4 networks as such, and not in the form ::ffff:10.0.0.0")
+        return networks
 
     @field_validator("ollama_url")
     @classmethod

@@ -11,7 +11,8 @@ authority="$state/root.crt"
 port="${PORT:-8443}"
 
 compose() {
-    docker compose --env-file "$settings" --file compose.yaml --file compose.demo.yaml "$@"
+    # By its name, whatever the environment calls its own: --down removes volumes.
+    docker compose --project-name neuronetz-demo --env-file "$settings" --file compose.yaml --file compose.demo.yaml "$@"
 }
 
 secret() {
@@ -37,6 +38,7 @@ mkdir -p "$state"
 if [ ! -f "$settings" ]; then
     {
         echo "SITE_ADDRESS=localhost"
+        echo "EDGE_SUBNET=172.30.255.16/28"
         echo "POSTGRES_PASSWORD=$(secret)"
         echo "GATEWAY_PASSWORD=$(secret)"
         echo "REDIS_PASSWORD=$(secret)"

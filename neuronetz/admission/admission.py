@@ -70,6 +70,7 @@ class Admission:
         self.instance = instance
         self.held = 0
         self._leases: dict[str, Lease] = {}
+        self._doubted: dict[str, Lease] = {}
         self.cleanup_timeout_s = cleanup_timeout_s
         # Tenants that Redis knows this instance to have leases of; the reaper says them again when forgotten.
         self.tenants: set[str] = set()
@@ -121,22 +122,46 @@ class Admission:
         """End a lease, or keep its settlement for later. Shielded, bounded; never raises."""
         await self._settler.settle(settlement)
 
-    async def give_up_lost(self) -> None:
-        """Look which of the leases held here Redis still knows, and tell those that it does not.
+    def doubt(self) -> None:
+        """Note that this instance was held up for so long that others may give back what it holds now.
 
-        For an instance that was held up for so long that others may have given them back. Raises
-        ``StoreUnavailable``.
+        They may be slow at it, so a lease is in doubt for as long as it is held.
+        """
+        self._doubted.update(self._leases)
+
+    @property
+    def doubted(self) -> int:
+        """Leases in doubt that are still held."""
+        self._doubted = {name: lease for name, lease in self._doubted.items() if self._leases.get(name) is lease}
+        return len(self._doubted)
+
+    async def give_up_lost(self) -> None:
+        """Look which of the leases in doubt Redis still knows, and tell those that it does not.
+
+        Raises ``StoreUnavailable`` where some could not be looked at.
         """
         held: dict[str, list[Lease]] = {}
-        for lease in self._leases.values():
+        for lease in self._doubted.values():
             held.setdefault(lease.tenant_id, []).append(lease)
+        failures: dict[str, StoreUnavailable] = {}
         for tenant_id, leases in held.items():
-            ids = [lease.request_id for lease in leases]
-            known = await self._redis.command("HMGET", keyspace.leases(tenant_id, self.instance), *ids)
-            for lease, entry in zip(leases, known, strict=True):
-                # One that has ended meanwhile was not lost but given back.
-                if entry is None and self._leases.get(lease.request_id) is lease:
-                    lease.on_lost()
+            place = self._redis.place(keyspace.slots(tenant_id))
+            if place not in failures:
+                try:
+                    await self._tell_lost(tenant_id, leases)
+                except StoreUnavailable as error:
+                    # Tenants elsewhere in a cluster need not wait for those of a node that is away.
+                    failures[place] = error
+        for failure in failures.values():
+            raise failure
+
+    async def _tell_lost(self, tenant_id: str, leases: "list[Lease]") -> None:
+        ids = [lease.request_id for lease in leases]
+        known = await self._redis.command("HMGET", keyspace.leases(tenant_id, self.instance), *ids)
+        for lease, entry in zip(leases, known, strict=True):
+            # One that has ended meanwhile was not lost but given back.
+            if entry is None and self._leases.get(lease.request_id) is lease:
+                lease.on_lost()
 
     async def _register(self, tenant_id: str) -> None:
         if tenant_id not in self.tenants:

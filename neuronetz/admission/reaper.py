@@ -6,7 +6,6 @@ admits from then on is safe from those who judged it before. Where nobody at all
 away, or the host: then all have the time of one heartbeat to beat again before anybody counts as dead.
 """
 
-import math
 from collections.abc import Callable
 
 import structlog
@@ -77,7 +76,6 @@ class Reaper:
         self._adopt = adopt
         self._heartbeat_s = heartbeat_s
         self._dead_after_s = dead_after_s
-        self._doubtful_until = -math.inf
 
     @property
     def age_s(self) -> float:
@@ -113,6 +111,9 @@ class Reaper:
         instance would be dead. ``now_ms`` replaces the server's time. Raises ``StoreUnavailable``.
         """
         sent = trio.current_time()
+        if self.started.is_set() and sent >= self._admission.alive_until:
+            # Known here, since the reply to a beat that was taken may be lost.
+            self._admission.doubt()
         dead_after_ms = int(self._dead_after_s * 1000)
         reply = await self._redis.script(
             _BEAT,
@@ -120,16 +121,14 @@ class Reaper:
             (self._instance, dead_after_ms, now_ms, int(self._heartbeat_s * 1000)),
         )
         server_ms, gap_ms, due_ms, *ids = reply
+        if gap_ms < 0 or gap_ms >= dead_after_ms:
+            self._admission.doubt()
         listed = await self._redis.command("SCARD", keyspace.instance_tenants(self._instance))
         if self._admission.tenants and (gap_ms < 0 or listed < len(self._admission.tenants)):
             await self._redis.command("SADD", keyspace.instance_tenants(self._instance), *self._admission.tenants)
         self._admission.alive_until = sent + self._dead_after_s
         self.started.set()
-        if gap_ms < 0 or gap_ms >= dead_after_ms:
-            # Who took this instance for dead may still be at its leases: they are looked at for a while.
-            self._doubtful_until = trio.current_time() + self._dead_after_s
-        if trio.current_time() < self._doubtful_until:
-            await self._give_up_what_was_reaped()
+        await self._give_up_what_was_reaped()
         if gap_ms >= dead_after_ms:
             # What held this instance up (Redis away, a suspended host, a clock set forward) may have held
             # up the others too: they get the time to beat again.
@@ -137,9 +136,15 @@ class Reaper:
         return [(id_.decode(), server_ms - dead_after_ms) for id_ in ids], due_ms / 1000
 
     async def _give_up_what_was_reaped(self) -> None:
-        # An empty Redis knows no leases either, but nobody has given their slots to others.
-        if await self._redis.command("EXISTS", keyspace.reaped(self._instance)):
-            await self._admission.give_up_lost()
+        """End what runs under leases that others gave back. A look that fails is made again at the next beat."""
+        if not self._admission.doubted:
+            return
+        try:
+            # An empty Redis knows no leases either, but nobody has given their slots to others.
+            if await self._redis.command("EXISTS", keyspace.reaped(self._instance)):
+                await self._admission.give_up_lost()
+        except StoreUnavailable as error:
+            log.warning("reaper.leases_not_looked_at", reason=error.reason)
 
     async def _bury(self, dead: "trio.MemoryReceiveChannel[tuple[str, int]]") -> None:
         async for instance, dead_at_ms in dead:

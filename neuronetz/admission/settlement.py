@@ -106,6 +106,10 @@ class Settler:
                     failure = error
                     if error.reason != "ResponseError":  # else Redis is there and refuses this one
                         away.add(place)
+                except Exception as error:
+                    # It must hold up no other, and is tried again with them.
+                    log.exception("admission.settle_failed", request_id=self.unsettled[0].request_id)
+                    failure = StoreUnavailable("redis", type(error).__name__)
                 else:
                     self.unsettled.popleft()
                     continue

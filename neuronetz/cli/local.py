@@ -89,7 +89,7 @@ class Stage:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.command == "demo":
-                (self.folder / MARK).touch()
+                self._mark()
         except OSError as error:
             raise Failure(
                 f"cannot use {self.folder} for data: {error.strerror}; choose another --data-dir"
@@ -101,6 +101,12 @@ class Stage:
             raise Failure(_first(group)) from None
         except* CannotListen as group:
             raise Failure(f"{_first(group)}; --port 0 --metrics-port 0 take free ports") from None
+
+    def _mark(self) -> None:
+        """Mark the folder as one that ``--down`` may empty, which a folder that holds something else never is."""
+        if not (self.folder / MARK).is_file() and any(self.folder.iterdir()):
+            raise Failure(f"{self.folder} is not empty and no folder of a demo; choose another --data-dir")
+        (self.folder / MARK).touch()
 
     async def _run(self, stop: trio.Event, steps: Steps) -> None:
         steps.step(f"starting PostgreSQL and Redis in {self.folder} …")

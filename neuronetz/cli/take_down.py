@@ -59,7 +59,8 @@ async def _end_left_over(folder: Path) -> None:
 def _stop_running(pid_file: Path) -> None:
     try:
         process = psutil.Process(int(pid_file.read_text()))
-        if not any("neuronetz" in word for word in process.cmdline()):
+        words = process.cmdline()
+        if "demo" not in words or not any("neuronetz" in word for word in words):
             return  # the number has been given to another program since
         process.terminate()
         process.wait(_STOP_WITHIN_S)

@@ -22,9 +22,6 @@ Name = Annotated[
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-
-
 @commands.command("create")
 def create(
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits, - and _; at most 63.")],

@@ -58,4 +58,7 @@ def _without_port(hop: str) -> str:
 
 
 def _is_port(text: str) -> bool:
-    return text.startswith(":") and text[1:].isascii() and text[1:].isdigit() and int(text[1:]) < 65536
+    digits = text[1:]
+    return (
+        text.startswith(":") and len(digits) <= 5 and digits.isascii() and digits.isdigit() and int(digits) < 65536
+    )

@@ -454,3 +454,56 @@ async def test_an_empty_redis_ends_nothing(desk: Any, house: House) -> None:
         await desk.redis.command("FLUSHDB")
         await reaper.beat()
     assert lost == []
+
+
+async def test_a_beat_whose_reply_is_lost_is_remembered_for_the_leases_sake(
+    desk: Any, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admission, reaper = house.instance("frozen", heartbeat_s=0.1, dead_after_s=0.2)
+    _, other = house.instance("other")
+    principal = desk.principal(LIMITS)
+    await reaper.beat()
+    lost: list[str] = []
+    ask = desk.ask(principal)
+    async with admission.lease(ask, stub=desk.stub(ask), final_row=lambda: desk.stub(ask)) as lease:
+        lease.on_lost = lambda: lost.append("it")
+        admission.alive_until = trio.current_time()
+        await other.reap("frozen", await desk.now_ms() + 1)
+        script = desk.redis.script
+
+        async def reply_lost(*args: Any) -> Any:
+            await script(*args)
+            raise StoreUnavailable("redis", "TimeoutError")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(desk.redis, "script", reply_lost)
+            with pytest.raises(StoreUnavailable):
+                await reaper.beat()
+        assert lost == []
+        await reaper.beat()
+        assert lost == ["it"]
+
+
+async def test_a_look_at_the_leases_that_fails_is_made_again_and_spoils_no_beat(
+    desk: Any, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admission, reaper = house.instance("frozen")
+    _, other = house.instance("other")
+    principal = desk.principal(LIMITS)
+    await reaper.beat()
+    lost: list[str] = []
+    ask = desk.ask(principal)
+    async with admission.lease(ask, stub=desk.stub(ask), final_row=lambda: desk.stub(ask)) as lease:
+        lease.on_lost = lambda: lost.append("it")
+        later = await desk.now_ms() + DEAD_MS + 1000
+        await other.reap("frozen", later - DEAD_MS)
+
+        async def away(_: str, leases: Any) -> None:
+            raise StoreUnavailable("redis", "TimeoutError")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(admission, "_tell_lost", away)
+            await reaper.beat(later + 1)
+        assert lost == []
+        await reaper.beat(later + 2)
+        assert lost == ["it"]

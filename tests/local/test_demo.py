@@ -203,3 +203,11 @@ async def test_dev_becomes_ready_without_an_ollama_and_picks_it_up_when_it_appea
             # A developer's earlier key stands in some client's settings: it goes on working.
             assert (await client.get("/api/tags", headers=auth)).status_code == 200
         assert await again.end() == 0
+
+
+async def test_a_folder_that_holds_something_else_is_never_made_a_demos(own_folder: Path, run: Any) -> None:
+    (own_folder / "postgres-backups").mkdir()
+    code, _, err = await run("demo", "--data-dir", str(own_folder))
+    assert code == 1
+    assert "is not empty and no folder of a demo" in err
+    assert (own_folder / "postgres-backups").is_dir()

@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def test_the_image_has_what_the_package_is_built_from_and_nothing_else() -> None
     copied = {word for line in re.findall(r"^COPY (.+) \S+$", build, re.MULTILINE) for word in line.split()}
     assert copied == let_in
     assert all((ROOT / name).exists() for name in let_in)
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {*built["packages"], *built["force-include"]} <= copied
 
 
 def test_the_image_runs_as_nobody_in_particular_and_says_how_it_is() -> None:

@@ -116,8 +116,9 @@ for scope = 1, 2 do
   if budget[scope] >= 0 and slot == '0' then
     -- What takes no slot takes no tokens: it is told what is left, where that is known, and bound by nothing.
     local fields = redis.call('HMGET', KEYS[7 + scope], 'used', 'reserved')
-    if fields[1] and now_s >= starts[scope] and now_s < ends[scope] then
-      seen[scope] = { used = tonumber(fields[1]), reserved = tonumber(fields[2]) }
+    local used, reserved = tonumber(fields[1]), tonumber(fields[2])
+    if used and reserved and now_s >= starts[scope] and now_s < ends[scope] then
+      seen[scope] = { used = used, reserved = reserved }
     end
   elseif budget[scope] >= 0 then
     local key = KEYS[7 + scope]
