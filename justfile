@@ -38,6 +38,11 @@ check:
 chaos *args:
     @{{ run }} python -m tests.chaos "$@"
 
+# speed beside other ways to the same upstream, in one table; --seconds 2 --rounds 3, --quick to see that it works
+[no-exit-message]
+bench *args:
+    @{{ run }} python -m tests.bench "$@"
+
 # look for what the tests did not: random examples until the time is up (--minutes, --seed, --examples, -k)
 [no-exit-message]
 fuzz *args:

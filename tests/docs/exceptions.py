@@ -11,6 +11,9 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "pip install .                      # without the embedded servers": "names hosts of a network that is not"
         " here; tests/local/test_serve.py and tests/cli run the same commands",
     },
+    "docs/BENCHMARKS.md": {
+        "just bench": "takes minutes: tests/bench/test_bench.py is a short run",
+    },
     "docs/CLI.md": {
         "neuronetz audit --follow                      # the latest ten, then each request within about a second of"
         " its end": "goes on until it is stopped: tests/local/test_follow.py",
