@@ -68,7 +68,8 @@ class NativeCall:
         kind = _KINDS[self.kind]
         self.prompt_estimate = kind.estimate(body)
         if kind.content is not None:
-            # Ollama answers the load form, and ``num_predict: 0``, with next to nothing.
+            # Ollama answers the load form with next to nothing. ``num_predict: 0`` may be no bound to it: it
+            # counts as 1 here, which is written into the body wherever a budget or a cap applies.
             loads = not body.get(kind.content)
             self.asked_predict = 1 if loads else _asked_predict(body)
 
