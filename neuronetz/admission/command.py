@@ -1,17 +1,20 @@
 """What a request asks of admission, and the admit script's keys and arguments for it. No I/O."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
 from neuronetz.admission import keyspace, period
-from neuronetz.policy import Limits, Principal
+from neuronetz.policy import Limits, Period, Principal
 from neuronetz.stores.redis import Argument
 
 # Lua's numbers are doubles: whole up to here.
 MOST = 2**53
 
 NOT_READ = (-1, -1)
+
+_DAY_S = 86_400
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -42,8 +45,17 @@ class Periods(msgspec.Struct, frozen=True):
 
 
 def periods(ask: Ask, now_s: float) -> Periods:
-    tenant, key = (period.bounds(limit.budget_period, now_s) for limit in ask.limits)
-    return Periods((tenant[0], key[0]), (tenant[1], key[1]))
+    tenant, key = ask.limits
+    return _periods(tenant.budget_period, key.budget_period, int(now_s // _DAY_S))
+
+
+@lru_cache(maxsize=64)
+def _periods(tenant: Period, key: Period, day: int) -> Periods:
+    # Every period begins and ends with a day, so that all of a day's requests have the same ones.
+    (tenant_start, tenant_end), (key_start, key_end) = (
+        period.bounds(name, day * _DAY_S) for name in (tenant, key)
+    )
+    return Periods((tenant_start, key_start), (tenant_end, key_end))
 
 
 def counters(ask: Ask, when: Periods) -> tuple[str, str]:

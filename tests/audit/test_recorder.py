@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from neuronetz.admission import keyspace
 from neuronetz.audit.copies import rows_key
 from neuronetz.audit.entry import Entry
 from neuronetz.audit.record import AuditRecord, encode
-from neuronetz.audit.recorder import GROUP_ROWS, Recorder
+from neuronetz.audit.recorder import COMMIT_EVERY_S, GROUP_ROWS, Recorder
 from neuronetz.embedded.postgres import EmbeddedPostgres
 from neuronetz.errors import AuditDenied
 from neuronetz.stores.postgres import Postgres, open_postgres
@@ -364,3 +365,27 @@ async def test_draining_is_shielded_and_ends_at_its_deadline(
         began = trio.current_time()
         assert await recorder.drain(0.3) == 1
         assert trio.current_time() - began < 2.5
+
+
+async def test_rows_of_a_busy_time_share_a_commit(
+    mock_clock: trio.testing.MockClock, postgres: Postgres, redis: Redis, running: Running, make_row: Make
+) -> None:
+    committed: list[int] = []
+    recorder = new_recorder(postgres, redis, capacity=100, on_committed=committed.append)
+    async with running(recorder):
+        with recorder.open() as entry:
+            entry.finish(make_row())
+            await entry.committed.wait()
+        entries = []
+        for _ in range(5):
+            with recorder.open() as entry:
+                entry.finish(make_row())
+                entries.append(entry)
+            # As long as it takes: without a pause each would be in PostgreSQL before the next is there.
+            await postgres.fetchval("SELECT pg_sleep(0.02)")
+        assert committed == [1]
+        mock_clock.jump(COMMIT_EVERY_S)
+        for entry in entries:
+            await entry.committed.wait()
+    assert committed == [1, 5]
+    assert len(await stored(postgres)) == 6
