@@ -43,6 +43,7 @@ class Account:
         self.first_byte_at: float | None = None
         self._instance = instance
         self._ended: float | None = None
+        self._final: AuditRecord | None = None
         self._admitted = False
         self._unwinding_since: float | None = None
         self._error: GatewayError | None = None
@@ -93,9 +94,14 @@ class Account:
         return encode(self.record())
 
     def record(self) -> AuditRecord:
-        """The final row."""
+        """The final row; once concluded, always the same."""
+        if self._final is not None:
+            return self._final
         error = self._error
-        return self._record(error.status if error else 200, error.outcome if error else COMPLETED, self.counts)
+        record = self._record(error.status if error else 200, error.outcome if error else COMPLETED, self.counts)
+        if self._ended is not None:
+            self._final = record
+        return record
 
     def _record(self, status: int, outcome: str, counts: Counts) -> AuditRecord:
         request, principal = self.request, self.principal
@@ -131,15 +137,16 @@ class Account:
         To be called once its lease is settled, without a checkpoint in between: it takes the time of that.
         """
         record = self.record()
-        tenant, model = self.principal.tenant, self.served or NO_MODEL
-        metrics.requests.labels(tenant, model, str(record.status)).inc()
-        metrics.duration.labels(tenant, model).observe(record.duration_ms / 1000)
+        tenant = self.principal.tenant
+        series = metrics.of(tenant, self.served or NO_MODEL)
+        series.answered(record.status).inc()
+        series.duration.observe(record.duration_ms / 1000)
         if record.stream and record.first_byte_ms is not None:
-            metrics.first_token.labels(tenant, model).observe(record.first_byte_ms / 1000)
+            series.first_token.observe(record.first_byte_ms / 1000)
         if record.prompt_tokens:
-            metrics.tokens.labels(tenant, model, "prompt").inc(record.prompt_tokens)
+            series.prompt.inc(record.prompt_tokens)
         if record.completion_tokens:
-            metrics.tokens.labels(tenant, model, "completion").inc(record.completion_tokens)
+            series.completion.inc(record.completion_tokens)
         if self._error is not None:
             self._publish_ending(metrics, record.outcome)
         write = log.debug if self._error is None else log.info

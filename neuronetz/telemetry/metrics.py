@@ -1,5 +1,7 @@
 """The metrics, as one object that owns its registry, so that tests and processes do not share counters."""
 
+from functools import cached_property
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 # Around G1's bound, a tenth of a second.
@@ -25,6 +27,38 @@ CAUSES = (
 OTHER_CAUSE = "other"
 
 
+class ModelSeries:
+    """The series of one tenant and model, looked up once: a look-up by labels takes a lock for each."""
+
+    def __init__(self, metrics: "Metrics", tenant: str, model: str) -> None:
+        self.duration = metrics.duration.labels(tenant, model)
+        self._requests = metrics.requests
+        self._first_token = metrics.first_token
+        self._tokens = metrics.tokens
+        self._names = (tenant, model)
+        self._answered: dict[int, Counter] = {}
+
+    def answered(self, status: int) -> Counter:
+        """Of requests with this status."""
+        series = self._answered.get(status)
+        if series is None:
+            series = self._answered[status] = self._requests.labels(*self._names, str(status))
+        return series
+
+    # Made when first needed: a series that is there says that there was such a thing.
+    @cached_property
+    def first_token(self) -> Histogram:
+        return self._first_token.labels(*self._names)
+
+    @cached_property
+    def prompt(self) -> Counter:
+        return self._tokens.labels(*self._names, "prompt")
+
+    @cached_property
+    def completion(self) -> Counter:
+        return self._tokens.labels(*self._names, "completion")
+
+
 class Metrics:
     """neuronetz's metrics. Labels hold only names from PostgreSQL or from the discovered set.
 
@@ -34,6 +68,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._of_models: dict[tuple[str, str], ModelSeries] = {}
         self.requests = Counter(
             "gateway_requests_total", "Requests answered.", ("tenant", "model", "status"), registry=self.registry
         )
@@ -242,6 +277,13 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=self.registry,
         )
+
+    def of(self, tenant: str, model: str) -> ModelSeries:
+        """The series of a tenant and a model, both of them names that may become labels."""
+        series = self._of_models.get((tenant, model))
+        if series is None:
+            series = self._of_models[tenant, model] = ModelSeries(self, tenant, model)
+        return series
 
     def exposition(self) -> bytes:
         """The text format that Prometheus scrapes."""
