@@ -107,6 +107,8 @@ class Pool:
         # The one that was used last stands at the right, and serves first: so that the others can expire.
         self._idle: deque[Connection] = deque()
         self._closed = False
+        # Requests that have a connection, or are about to.
+        self.in_use = 0
 
     def __enter__(self) -> Self:
         return self
@@ -115,13 +117,17 @@ class Pool:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        self.close_idle()
 
     @property
     def idle(self) -> int:
         """How many connections wait for a request."""
         return len(self._idle)
+
+    def close_idle(self) -> None:
+        """Close what waits for a request, at once; connections in use are left alone."""
+        while self._idle:
+            self._idle.pop().close()
 
     async def ask(self, head: bytes, body: bytes = b"") -> Connection:
         """Send a request; the connection, with the head of its reply received. ``release`` it at once after.
@@ -130,16 +136,22 @@ class Pool:
         the upstream did with it. Raises ``BrokenReply`` and ``OSError``; then, or when cancelled, the
         connection is closed.
         """
-        connection = self._take() or Connection(await connect(self._origin, self._connect_timeout_s))
+        self.in_use += 1
         try:
-            await connection.ask(head, body)
+            connection = self._take() or Connection(await connect(self._origin, self._connect_timeout_s))
+            try:
+                await connection.ask(head, body)
+            except BaseException:
+                connection.close()
+                raise
         except BaseException:
-            connection.close()
+            self.in_use -= 1
             raise
         return connection
 
     def release(self, connection: Connection) -> None:
         """Give a connection back: kept if it can carry another request, or else closed, at once."""
+        self.in_use -= 1
         if self._closed or not connection.reusable:
             connection.close()
             return

@@ -97,8 +97,12 @@ class TlsWire:
 
     async def send(self, data: bytes) -> None:
         """See ``TcpWire.send``."""
-        self._tls.write(data)
-        await self._flush()
+        view = memoryview(data)
+        sent = 0
+        while sent < len(data):
+            # In parts, so that a large body does not lie here encrypted as a whole.
+            sent += self._tls.write(view[sent : sent + READ_BYTES])
+            await self._flush()
 
     async def receive(self) -> bytes:
         """See ``TcpWire.receive``. A connection that ends without a farewell ends all the same, as in browsers:
@@ -111,14 +115,17 @@ class TlsWire:
                 if not pieces:
                     return b""
             except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLEOFError:
                 if not pieces:
-                    return b""
-            if pieces:
-                return b"".join(pieces)
-            await self._flush()
-            await self._fill()
+                    await self._flush()
+                    await self._fill()
+                    continue
+            except ssl.SSLError as error:
+                # What came before it is given out first; it is met again by the next read.
+                if not pieces:
+                    if isinstance(error, ssl.SSLEOFError):
+                        return b""
+                    raise
+            return b"".join(pieces)
 
     def silent(self) -> bool:
         """See ``TcpWire.silent``."""
