@@ -107,8 +107,7 @@ class Pool:
         # The one that was used last stands at the right, and serves first: so that the others can expire.
         self._idle: deque[Connection] = deque()
         self._closed = False
-        # Requests that have a connection, or are about to.
-        self.in_use = 0
+        self.in_use: set[Connection] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -136,22 +135,19 @@ class Pool:
         the upstream did with it. Raises ``BrokenReply`` and ``OSError``; then, or when cancelled, the
         connection is closed.
         """
-        self.in_use += 1
+        connection = self._take() or Connection(await connect(self._origin, self._connect_timeout_s))
+        self.in_use.add(connection)
         try:
-            connection = self._take() or Connection(await connect(self._origin, self._connect_timeout_s))
-            try:
-                await connection.ask(head, body)
-            except BaseException:
-                connection.close()
-                raise
+            await connection.ask(head, body)
         except BaseException:
-            self.in_use -= 1
+            self.in_use.discard(connection)
+            connection.close()
             raise
         return connection
 
     def release(self, connection: Connection) -> None:
         """Give a connection back: kept if it can carry another request, or else closed, at once."""
-        self.in_use -= 1
+        self.in_use.discard(connection)
         if self._closed or not connection.reusable:
             connection.close()
             return

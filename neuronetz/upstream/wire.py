@@ -71,8 +71,8 @@ class TcpWire:
 
 
 class TlsWire:
-    """TLS over a wire. It sees all that was received and not read, which Trio's stream keeps to itself: a
-    connection with such bytes must not be used again.
+    """TLS over a wire. One read gives all that came, to the last whole record. Trio's stream gives a record, and
+    does not tell whether another lies in it: a connection with bytes after its reply must not be used again.
     """
 
     __slots__ = ("_incoming", "_outgoing", "_tls", "_wire")
@@ -128,8 +128,8 @@ class TlsWire:
             return b"".join(pieces)
 
     def silent(self) -> bool:
-        """See ``TcpWire.silent``."""
-        return not self._incoming.pending and not self._tls.pending() and self._wire.silent()
+        """See ``TcpWire.silent``. No whole record lies here unread: ``receive`` reads until there is none."""
+        return self._wire.silent()
 
     def close(self) -> None:
         """See ``TcpWire.close``. No farewell is said: it would have to wait."""

@@ -22,7 +22,7 @@ async def quiet(gateway: Gateway, mock: Any) -> None:
             left = {
                 "postgres": postgres.get_size() - postgres.get_idle_size(),
                 "redis": len(redis._in_use_connections),
-                "upstream": upstream.in_use,
+                "upstream": len(upstream.in_use),
             }
             if not any(left.values()):
                 return

@@ -61,7 +61,7 @@ async def test_a_cancellation_at_any_checkpoint_leaves_nothing_behind(
                 steps = Steps(stopped + 1, scope.cancel)
                 await steps.run(lambda upstream=upstream: exchange(upstream))  # type: ignore[misc]
             assert steps.left == 0
-            assert upstream._pool.in_use == 0
+            assert not upstream._pool.in_use
             # Whatever it left in the pool gives the next one its own reply.
             await fetched(upstream)
             await streamed(upstream)

@@ -79,8 +79,8 @@ async def test_replies_come_whole_and_connections_serve_again(
     assert sockets() == before
 
 
-@pytest.mark.parametrize("records", [1, 2])
-async def test_bytes_after_a_reply_are_seen_inside_tls(authority: trustme.CA, records: int) -> None:
+@pytest.mark.parametrize("more", ["nothing", "a record"])
+async def test_bytes_after_a_reply_are_seen_inside_tls(authority: trustme.CA, more: str) -> None:
     tls = serving_as(authority, "localhost")
 
     async def handler(peer: Peer) -> None:
@@ -92,20 +92,24 @@ async def test_bytes_after_a_reply_are_seen_inside_tls(authority: trustme.CA, re
             try:
                 step()
             except ssl.SSLWantReadError:
-                if outgoing.pending:
-                    await peer.stream.send_all(outgoing.read())
+                if said := outgoing.read():
+                    await peer.stream.send_all(said)
                 if not (data := await peer.stream.receive_some()):
                     return
                 incoming.write(data)
             else:
                 if step != secure.do_handshake:
-                    for said in [sized(b"%d" % peer.number), sized(b"of nobody")][:records]:
-                        secure.write(said)
+                    for reply in [sized(b"%d" % peer.number), sized(b"of nobody")][: 1 + (more != "nothing")]:
+                        secure.write(reply)
+                    asked.append(peer.number)
                 step = partial(secure.read, 65536)
 
+    asked: list[int] = []
     async with serving(handler) as served, pool_of(served.port, trusting(authority)) as pool:
         read = [await whole(pool) for _ in range(3)]
-    assert read == ([b"1", b"2", b"3"] if records == 2 else [b"1", b"1", b"1"])
+    connections = [1, 1, 1] if more == "nothing" else [1, 2, 3]
+    assert read == [b"%d" % number for number in connections]
+    assert asked == connections
 
 
 @pytest.mark.parametrize(("name", "trusted"), [("elsewhere.invalid", True), ("localhost", False)])
