@@ -1,6 +1,6 @@
 """The composition root: builds every room and nests their lifetimes, which is the order of shutdown.
 
-stores: PostgreSQL pool, Redis client, httpx client
+stores: PostgreSQL pool, Redis client, upstream connections
     recorder, prompt log (commit rows; last to stop: they drain)
         services, each supervised
             servers: the gateway's and the metrics' listener

@@ -1,11 +1,13 @@
-"""The upstream: one Ollama, reached through httpx, with every foreign error mapped here.
+"""The upstream: one Ollama, with every foreign error mapped here.
 
 What goes upstream was written anew by a dialect; the client's bytes and headers never do (G10). Upstream's
-own words never come back: an error of it becomes one of ours (G9).
+own words never come back: an error of it becomes one of ours (G9). A reply that is relayed is read straight
+from its connection; httpx, over the same connections, serves what is asked for seldom.
 """
 
+import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -15,18 +17,20 @@ import trio
 from neuronetz.errors import (
     GatewayError,
     ModelDenied,
-    ReplyTooLarge,
     UpstreamBusy,
     UpstreamErrored,
     UpstreamFailed,
     UpstreamRejected,
     UpstreamTimeout,
 )
+from neuronetz.upstream.pool import Connection, Pool
+from neuronetz.upstream.reply import BrokenReply
+from neuronetz.upstream.transport import WholeReplies, head_of
+from neuronetz.upstream.wire import Origin
 
 _JSON = {"content-type": "application/json"}
+_PORTS = {"http": 80, "https": 443}
 
-# Closing a connection is a local act; the bound is for a transport that would wait for its peer (TLS).
-_CLOSE_TIMEOUT_S = 0.5
 _DRAIN_TIMEOUT_S = 0.05
 
 
@@ -55,60 +59,77 @@ class UpstreamStream:
     Entering waits for the reply's headers, at most ``first_byte_timeout_s`` seconds; it raises
     ``UpstreamFailed``, ``UpstreamTimeout``, ``UpstreamRejected``, ``UpstreamBusy`` or ``ModelDenied``.
     Leaving, for whatever reason, closes a connection whose reply was not read to its end, which makes
-    Ollama stop generating; a cancellation while entering does the same.
+    Ollama stop generating; a cancellation while entering does the same. Leaving waits for nothing.
+
+    After ``UpstreamTimeout`` the block must be left: whatever waits in it is cancelled.
     """
 
     def __init__(
-        self,
-        client: httpx.AsyncClient,
-        request: httpx.Request,
-        first_byte_timeout_s: float,
-        chunk_timeout_s: float,
+        self, pool: Pool, head: bytes, body: bytes, first_byte_timeout_s: float, chunk_timeout_s: float
     ) -> None:
-        self._client = client
-        self._request = request
+        self._pool = pool
+        self._head = head
+        self._body = body
         self._first_byte_timeout_s = first_byte_timeout_s
         self._chunk_timeout_s = chunk_timeout_s
-        self._response: httpx.Response | None = None
-        self._chunks: AsyncIterator[bytes] = _nothing()
         self._first_byte_by = 0.0
+        # One for all reads: each moves its deadline. A scope for each would cost as much as the read.
+        self._scope = trio.CancelScope()
+        self._connection: Connection
 
     async def __aenter__(self) -> Self:
         self._first_byte_by = trio.current_time() + self._first_byte_timeout_s
+        scope = self._scope
+        scope.deadline = self._first_byte_by
+        scope.__enter__()
         try:
-            with trio.fail_at(self._first_byte_by):
-                response = await self._client.send(self._request, stream=True)
-        except trio.TooSlowError:
-            raise UpstreamTimeout(retry_after=1.0) from None
-        except (httpx.HTTPError, OSError) as error:
-            raise UpstreamFailed(retry_after=1.0) from error
-        self._response = response
-        self._chunks = response.aiter_raw()
-        refusal = error_for(response.status_code)
-        if refusal is not None:
-            await self._close()
+            connection = await self._pool.ask(self._head, self._body)
+        except BaseException as error:
+            scope.__exit__(type(error), error, error.__traceback__)
+            if scope.cancelled_caught:
+                raise UpstreamTimeout(retry_after=1.0) from None
+            if isinstance(error, (BrokenReply, OSError)):
+                raise UpstreamFailed(retry_after=1.0) from error
+            raise
+        scope.deadline = math.inf
+        self._body = b""
+        if (refusal := error_for(connection.status)) is not None:
+            self._pool.release(connection)
+            scope.__exit__(None, None, None)
             raise refusal
+        self._connection = connection
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self._close()
+        self._pool.release(self._connection)
+        self._scope.__exit__(exc_type, exc, tb)
+        if self._scope.cancelled_caught:
+            # The block went on waiting after the deadline.
+            raise UpstreamTimeout(retry_after=1.0)
 
     async def read(self) -> bytes:
         """The bytes of one network read; empty at the end.
 
         Raises ``UpstreamTimeout`` when nothing comes within the deadline for the first byte, or between
-        chunks, and ``UpstreamFailed`` when the connection breaks.
+        chunks, and ``UpstreamFailed`` when the connection breaks. A checkpoint whenever the network is asked.
         """
-        deadline = self._first_byte_by or trio.current_time() + self._chunk_timeout_s
+        if self._connection.ready:
+            self._first_byte_by = 0.0
+            return await self._connection.read()
+        scope = self._scope
+        scope.deadline = self._first_byte_by or trio.current_time() + self._chunk_timeout_s
         try:
-            with trio.fail_at(deadline):
-                chunk = await anext(self._chunks, b"")
-        except trio.TooSlowError:
-            raise UpstreamTimeout(retry_after=1.0) from None
-        except (httpx.HTTPError, OSError) as error:
+            chunk = await self._connection.read()
+        except trio.Cancelled:
+            if scope.cancel_called:
+                raise UpstreamTimeout(retry_after=1.0) from None
+            raise
+        except (BrokenReply, OSError) as error:
             raise UpstreamFailed(retry_after=1.0) from error
+        finally:
+            scope.deadline = math.inf
         self._first_byte_by = 0.0
         return chunk
 
@@ -117,36 +138,38 @@ class UpstreamStream:
 
         It waits only briefly; whatever else comes is thrown away with the connection.
         """
+        if self._connection.complete:
+            return
         with trio.move_on_after(_DRAIN_TIMEOUT_S):
             try:
-                async for _ in self._chunks:
-                    return
-            except (httpx.HTTPError, OSError):
+                await self._connection.read()
+            except (BrokenReply, OSError):
                 return
-
-    async def _close(self) -> None:
-        if self._response is not None:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_TIMEOUT_S):
-                await self._response.aclose()
-                # httpx's body is a pile of async generators, of which closing the topmost would leave the
-                # rest to the garbage collector. Reading on from the closed connection ends them all.
-                with suppress(httpx.HTTPError, httpx.StreamError, OSError):
-                    async for _ in self._chunks:
-                        pass
 
 
 class Upstream:
     """The Ollama behind this gateway."""
 
-    def __init__(self, client: httpx.AsyncClient, *, first_byte_timeout_s: float, chunk_timeout_s: float) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, pool: Pool, *, first_byte_timeout_s: float, chunk_timeout_s: float
+    ) -> None:
         self._client = client
+        self._pool = pool
         self._first_byte_timeout_s = first_byte_timeout_s
         self._chunk_timeout_s = chunk_timeout_s
+        # Of the few paths that a dialect asks for: all but the body's length.
+        self._heads: dict[str, bytes] = {}
 
     def stream(self, path: str, body: bytes) -> UpstreamStream:
-        """POST ``body`` (JSON, written by a dialect) to ``path``; use it as an async context manager."""
-        request = self._request("POST", path, body)
-        return UpstreamStream(self._client, request, self._first_byte_timeout_s, self._chunk_timeout_s)
+        """POST ``body`` (JSON, written by a dialect) to ``path``; use it as an async context manager.
+
+        ``path`` is one of a dialect's own, never a client's text.
+        """
+        prepared = self._heads.get(path)
+        if prepared is None:
+            prepared = self._heads[path] = self._head(path)
+        head = b"%b%d\r\n\r\n" % (prepared, len(body))
+        return UpstreamStream(self._pool, head, body, self._first_byte_timeout_s, self._chunk_timeout_s)
 
     async def fetch(
         self, method: str, path: str, body: bytes | None = None, *, timeout_s: float, limit: int
@@ -155,56 +178,28 @@ class Upstream:
 
         Raises as ``UpstreamStream`` does, and ``ReplyTooLarge``.
         """
-        request = self._request(method, path, body)
-        reply = bytearray()
+        headers = _JSON if body else None
         try:
             with trio.fail_after(timeout_s):
-                async with UpstreamStream(self._client, request, timeout_s, timeout_s) as stream:
-                    while chunk := await stream.read():
-                        reply += chunk
-                        if len(reply) > limit:
-                            raise ReplyTooLarge
+                reply = await self._client.request(
+                    method, path, content=body or None, headers=headers, extensions={"limit": limit}
+                )
         except trio.TooSlowError:
             raise UpstreamTimeout(retry_after=1.0) from None
-        return bytes(reply)
+        except httpx.HTTPError as error:
+            raise UpstreamFailed(retry_after=1.0) from error
+        if (refusal := error_for(reply.status_code)) is not None:
+            raise refusal
+        return reply.content
 
-    def _request(self, method: str, path: str, body: bytes | None) -> httpx.Request:
-        if not body:
-            return self._client.build_request(method, path)
-        request = self._client.build_request(method, path, content=body, headers=_JSON)
-        request.stream = _Body(body)
-        return request
-
-
-class _Body(httpx.AsyncByteStream):
-    """A request's body. httpx's own is an async generator: one that is cancelled while the body is being
-    written is left half-run, for the garbage collector to find.
-    """
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Once(self._body)
-
-
-class _Once(AsyncIterator[bytes]):
-    """An iterator over one chunk, with nothing to clean up."""
-
-    def __init__(self, chunk: bytes) -> None:
-        self._chunk = chunk
-
-    async def __anext__(self) -> bytes:
-        chunk, self._chunk = self._chunk, b""
-        if not chunk:
-            raise StopAsyncIteration
-        return chunk
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    """The chunks of a reply that has not begun."""
-    for chunk in tuple[bytes, ...]():
-        yield chunk
+    def _head(self, path: str) -> bytes:
+        request = self._client.build_request("POST", path, headers=_JSON)
+        if request.url.userinfo:
+            # What httpx does on its way to the transport.
+            credentials = httpx.BasicAuth(request.url.username, request.url.password)
+            request = next(credentials.auth_flow(request))
+        del request.headers["content-length"]
+        return head_of(request).removesuffix(b"\r\n") + b"Content-Length: "
 
 
 @asynccontextmanager
@@ -212,13 +207,24 @@ async def open_upstream(
     url: str, *, connect_timeout_s: float, first_byte_timeout_s: float, chunk_timeout_s: float
 ) -> AsyncIterator[Upstream]:
     """The Ollama at ``url``. Proxies and credentials of the environment are ignored, redirects not followed."""
-    async with httpx.AsyncClient(
-        base_url=url,
-        # Our own deadlines bound everything else; httpx's would count anew for each read.
-        timeout=httpx.Timeout(None, connect=connect_timeout_s),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=5.0),
-        headers={"user-agent": "neuronetz", "accept": "*/*", "accept-encoding": "identity"},
-        trust_env=False,
-        follow_redirects=False,
-    ) as client:
-        yield Upstream(client, first_byte_timeout_s=first_byte_timeout_s, chunk_timeout_s=chunk_timeout_s)
+    with Pool(_origin(httpx.URL(url)), connect_timeout_s=connect_timeout_s) as pool:
+        async with httpx.AsyncClient(
+            base_url=url,
+            transport=WholeReplies(pool),
+            # Our own deadlines bound everything; httpx's would count anew for each read.
+            timeout=httpx.Timeout(None),
+            headers={"user-agent": "neuronetz", "accept": "*/*", "accept-encoding": "identity"},
+            trust_env=False,
+            follow_redirects=False,
+        ) as client:
+            yield Upstream(
+                client, pool, first_byte_timeout_s=first_byte_timeout_s, chunk_timeout_s=chunk_timeout_s
+            )
+
+
+def _origin(url: httpx.URL) -> Origin:
+    trust = None
+    if url.scheme == "https":
+        trust = httpx.create_ssl_context(trust_env=False)
+        trust.set_alpn_protocols(["http/1.1"])
+    return Origin(url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme], trust)

@@ -13,7 +13,7 @@ async def quiet(gateway: Gateway, mock: Any) -> None:
     A query that was cancelled is cancelled at PostgreSQL too, which takes a connection of its own and longer.
     """
     postgres, redis = gateway._postgres._pool, gateway._redis._client.connection_pool
-    upstream = gateway._upstream._client._transport._pool
+    upstream = gateway._upstream._pool
     with trio.fail_after(0.1):
         await mock.stats.wait_for(lambda stats: stats.open == 0)
     left: dict[str, int] = {}
@@ -22,7 +22,7 @@ async def quiet(gateway: Gateway, mock: Any) -> None:
             left = {
                 "postgres": postgres.get_size() - postgres.get_idle_size(),
                 "redis": len(redis._in_use_connections),
-                "upstream": sum(not connection.is_idle() for connection in upstream.connections),
+                "upstream": len(upstream.in_use),
             }
             if not any(left.values()):
                 return

@@ -177,6 +177,5 @@ async def forget(gateway: Gateway, books: Any) -> None:
     """Have the next request look its key up in PostgreSQL, and open a connection to the model."""
     for name in await books.redis.command("KEYS", "gateway:key:*"):
         await books.redis.command("DEL", name)
-    for connection in gateway._upstream._client._transport._pool.connections:
-        if connection.is_idle():  # and not the one on which the models are being discovered
-            await connection.aclose()
+    # And not the one on which the models are being discovered.
+    gateway._upstream._pool.close_idle()

@@ -7,6 +7,7 @@ a thousand random cancellations (tests/gateway/test_cancellation.py), a killed p
 20 s (tests/local/test_killed.py, tests/admission/test_reaper.py).
 """
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +41,8 @@ async def shut_down(_: trio.SocketStream, gateway: Any) -> None:
 
 
 async def cut_the_model(_: trio.SocketStream, gateway: Any) -> None:
-    for connection in gateway._upstream._client._transport._pool.connections:
-        await connection.aclose()
+    for connection in gateway._upstream._pool.in_use:
+        connection._wire._socket.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize("prompt", [RUNNING, SILENT], ids=["mid-stream", "before the first byte"])
