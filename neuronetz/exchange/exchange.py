@@ -117,22 +117,19 @@ class Exchange:
         ):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(rooms.recorder.commit_when_known, entry)
-                watch = trio.CancelScope()
                 try:
-                    await self._answer(account, entry, running, nursery, watch)
+                    await self._answer(account, entry, running, nursery)
                 finally:
-                    watch.cancel()
+                    self._delivery.unwatch()
                     self._heartbeat.cancel()
                     account.conversation.close()
 
-    async def _answer(
-        self, account: Account, entry: Entry, running: Running, nursery: trio.Nursery, watch: trio.CancelScope
-    ) -> None:
+    async def _answer(self, account: Account, entry: Entry, running: Running, nursery: trio.Nursery) -> None:
         delivery = self._delivery
         try:
             with account.concluding(running):
                 asked = await self._read(account)
-                nursery.start_soon(self._watch, running, watch)
+                delivery.watch(running.stop)
                 ending = await self._govern(account, asked, running, nursery)
             account.conclude(None)
         except GatewayError as error:
@@ -148,17 +145,12 @@ class Exchange:
             raise
         else:
             with self._recorded(account, entry, running):
-                await delivery.quiet()
                 if delivery.started:
                     await delivery.finish(ending.body, account.conversation.taken)
                 else:
                     await delivery.whole(
                         200, reply_headers(ending.content_type), ending.body, account.conversation.taken
                     )
-
-    async def _watch(self, running: Running, scope: trio.CancelScope) -> None:
-        with scope:
-            await self._delivery.watch(running.stop)
 
     def _recorded(self, account: Account, entry: Entry, running: Running) -> trio.CancelScope:
         """Hand the row over; what is left is to tell the client, in the scope that is returned.
@@ -172,14 +164,11 @@ class Exchange:
         entry.finish(account.record())
         account.publish(self._rooms.metrics)
         if trio.current_effective_deadline() == -math.inf:
-            deadline = trio.current_time() + settings.cleanup_timeout_s
-            self._delivery.hurry(deadline)  # the scope alone could not end a write that the server shields
-            return trio.CancelScope(shield=True, deadline=deadline)
+            return trio.CancelScope(shield=True, deadline=trio.current_time() + settings.cleanup_timeout_s)
         return trio.CancelScope()
 
     async def _refuse(self, error: GatewayError) -> None:
         """Tell the client, in its dialect, what went wrong: as a reply, or as the end of one that has begun."""
-        await self._delivery.quiet()
         if self._delivery.ended or isinstance(error, (ClientDisconnected, ClientStalled)):
             return
         if self._delivery.started and self._reply is not None:

@@ -4,8 +4,8 @@ The proxy path is a plain ASGI callable and no Quart view: between a view's retu
 lies a gap in which a cancellation would leak what the view acquired.
 """
 
-import uuid
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import structlog
 
 from neuronetz.errors import GatewayError, Unauthenticated, Unavailable
-from neuronetz.exchange.delivery import Connection, Delivery, Message, Receive, Send
+from neuronetz.exchange.delivery import Delivery, Line
 from neuronetz.exchange.exchange import Exchange, Rooms
 from neuronetz.exchange.request import Request
 from neuronetz.web.forwarded import HEADER, Networks, client_address
@@ -23,6 +23,9 @@ from neuronetz.web.routes import Kind, Match, match
 log = structlog.get_logger("neuronetz.web")
 
 Scope = dict[str, Any]
+Message = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 Pages = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -51,11 +54,10 @@ class FrontDoor:
             await self._pages({**scope, "path": path}, receive, partial(_send_with_id, send))
             return
         request = _request(scope, found, self._trusted)
-        connection: Connection = scope["state"]["connection"]
+        # Not by ASGI's messages: a reply's parts go out together, and what ends the request ends its writes.
+        line: Line = scope["state"]["line"]
         delivery = Delivery(
-            receive,
-            send,
-            connection,
+            line,
             partial(render, dialect=found.dialect, request_id=request.id),
             identified(request.id, found.dialect),
         )
@@ -99,16 +101,20 @@ def path_of(target: str) -> str:
 async def _send_with_id(send: Send, message: Message) -> None:
     """Pages bear a request id like every other reply."""
     if message["type"] == "http.response.start":
-        message = {**message, "headers": [*message["headers"], (b"x-request-id", str(uuid.uuid4()).encode())]}
+        message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id().encode())]}
     await send(message)
 
 
-def _authorization(scope: Scope) -> str | None:
+def request_id() -> str:
+    """A random UUID (RFC 9562, version 4)."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
+def _authorization(authorizations: list[bytes], keys: list[bytes]) -> str | None:
     """The only Authorization header's value; without one, the only ``x-api-key``'s, as if it stood there."""
-    headers = scope["headers"]
-    given = [value for name, value in headers if name == b"authorization"]
-    if not given:
-        given = [b"Bearer " + value for name, value in headers if name == b"x-api-key"]
+    given = authorizations or [b"Bearer " + key for key in keys]
     return given[0].decode("latin-1") if len(given) == 1 else None
 
 
@@ -116,6 +122,8 @@ def _request(scope: Scope, found: Match, trusted: Networks) -> Request:
     length: int | None = None
     encoding: str | None = None
     forwarded: list[bytes] = []
+    authorizations: list[bytes] = []
+    keys: list[bytes] = []
     for name, value in scope["headers"]:
         if name == b"content-length":
             length = int(value) if value.isdigit() else None
@@ -124,13 +132,17 @@ def _request(scope: Scope, found: Match, trusted: Networks) -> Request:
             encoding = codings if encoding is None else f"{encoding}, {codings}"
         elif name == HEADER:
             forwarded.append(value)
+        elif name == b"authorization":
+            authorizations.append(value)
+        elif name == b"x-api-key":
+            keys.append(value)
     route = found.route
     return Request(
-        id=str(uuid.uuid4()),
+        id=request_id(),
         action=route.action if route is not None else "",
         endpoint=found.endpoint,
         dialect=found.dialect,
-        authorization=_authorization(scope),
+        authorization=_authorization(authorizations, keys),
         content_length=length,
         content_encoding=encoding,
         client_ip=client_address(scope["client"][0] if scope.get("client") else None, forwarded, trusted),

@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from neuronetz.exchange.delivery import Receive, Send
+from neuronetz.web.asgi import Receive, Send
 
 
 class MetricsPage:

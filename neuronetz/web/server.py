@@ -16,7 +16,7 @@ from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
 
 from neuronetz.web.connection import Connection
-from neuronetz.web.http1 import Channel, in_step
+from neuronetz.web.http1 import Channel
 from neuronetz.web.sharing import Load, SharedListener
 
 _IDLE_S = 75.0
@@ -76,6 +76,7 @@ class Server:
         self._load = load
         self._app = ASGIWrapper(partial(self._call, app))
         self._calls = 0
+        self._channels: set[Channel] = set()
         self._idle = trio.Event()
         self._write_timeout_s = write_timeout_s
         self._limit = limit
@@ -103,7 +104,7 @@ class Server:
     async def _call(self, app: Any, scope: Any, receive: Any, send: Any) -> None:
         self._calls += 1
         try:
-            await in_step(app, scope, receive, send)
+            await app(scope, receive, send)
         finally:
             self._calls -= 1
             if self._calls == 0:
@@ -124,6 +125,8 @@ class Server:
         for listener in self._listeners:
             await listener.aclose()
         await self._context.terminated.set()
+        for channel in self._channels:
+            channel.drain()
 
     def _tell_load(self) -> None:
         if self._load is not None:
@@ -137,13 +140,16 @@ class Server:
         state: Any = {"connection": connection}
         self.open += 1
         self._tell_load()
+        channel = Channel(self._app, self._config, self._context, state, connection)
+        self._channels.add(channel)
         try:
-            await Channel(self._app, self._config, self._context, state, connection)  # type: ignore[arg-type]
+            await channel
         except Exception:
             # One connection's failure is its own: the server goes on.
             logging.getLogger("neuronetz.server").exception("connection failed")
         finally:
             self.open -= 1
+            self._channels.discard(channel)
             self._tell_load()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 0.5):
                 await connection.aclose()

@@ -4,14 +4,15 @@ RFC 9112 allows a server much (bare line feeds, folded lines, lists of equal len
 may use that freedom otherwise, and then the two disagree about where a request ends (section 11.2). So only
 one reading is taken, and every other ends the connection.
 
-``ReceiveBuffer`` and three attributes of ``Connection`` are h11's internals: its version is bounded, and
-``tests/web/test_strict_http1.py`` guards what is used.
+``ReceiveBuffer``, the table of readers and what is used of ``Connection`` are h11's internals: its version is
+bounded, and ``tests/web/test_strict_http1.py`` guards what is used.
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import h11
+from h11._readers import READERS
 from h11._receivebuffer import ReceiveBuffer
 
 # Lines end in CRLF and go on with a name; control characters stand nowhere in them (RFC 9112, 2.2 and 5.2).
@@ -67,8 +68,19 @@ def _check_framing(lines: list[bytearray]) -> None:
         raise h11.LocalProtocolError("more than one length of the body")
 
 
+class Framing(NamedTuple):
+    """How a reply's end is told: the head's lines for that; whether its body comes in chunks, or not at all."""
+
+    lines: bytes
+    chunked: bool
+    bodyless: bool
+
+
 class StrictConnection(h11.Connection):
-    """The server's side of a connection, as h11 has it, that takes a request in one reading only."""
+    """The server's side of a connection, as h11 has it, that takes a request in one reading only.
+
+    A reply is either given to ``send``, event by event, or begun and ended here, and written by the caller.
+    """
 
     def __init__(self, max_incomplete_event_size: int) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=max_incomplete_event_size)
@@ -87,6 +99,34 @@ class StrictConnection(h11.Connection):
                 self.abandon()
                 raise
         return event
+
+    def begin_reply(self, status: int, length: int | None, *, last: bool) -> Framing:
+        """Note that a final reply begins, and how ``send`` would frame it; ``length`` is its body's, if known.
+
+        ``last``: the connection is to be closed behind it. Raises ``h11.LocalProtocolError`` where none is due.
+        """
+        method, modern = self._request_method, (self.their_http_version or b"") >= b"1.1"
+        before = self.their_state
+        self._cstate.process_event(h11.SERVER, h11.Response)
+        self.client_is_waiting_for_100_continue = False
+        bodyless = method == b"HEAD" or status in (204, 304)
+        delimited = length is not None or modern or bodyless
+        if last or not delimited:
+            self._cstate.process_keep_alive_disabled()
+        if self.their_state is not before:
+            # An Upgrade that is not followed held the request back from being over.
+            self._reader = self._get_io_object(self.their_role, None, READERS)
+        chunked = length is None and modern and status not in (204, 304)
+        lines = b"content-length: %d\r\n" % length if length is not None else b""
+        if chunked:
+            lines += b"transfer-encoding: chunked\r\n"
+        if not self._cstate.keep_alive:
+            lines += b"connection: close\r\n"
+        return Framing(lines, chunked and not bodyless, bodyless)
+
+    def end_reply(self) -> None:
+        """Note that the reply's last byte was written."""
+        self._cstate.process_event(h11.SERVER, h11.EndOfMessage)
 
     def abandon(self) -> None:
         """Read nothing more: whatever was received and not read raises ``h11.RemoteProtocolError``."""

@@ -9,9 +9,11 @@ import pytest
 import trio
 
 from neuronetz.errors import KeyRevoked
+from neuronetz.exchange.delivery import Head
 from neuronetz.exchange.registry import Running
 from neuronetz.gateway import Gateway
 from neuronetz.web.asgi import FrontDoor
+from neuronetz.web.body import Body
 from tests.guarantees.at_rest import quiet
 from tests.guarantees.checkpoints import Steps
 from tests.shapes import SHAPES, Shape, named
@@ -20,14 +22,17 @@ PROMPT = "[[tokens:2]] rivers"
 
 
 class Client:
-    """An ASGI server with one request on it, whose client reads whatever comes; ``leave`` makes it go."""
+    """A server's line with one request on it, whose client reads whatever comes; ``leave`` makes it go."""
 
     def __init__(self, shape: Shape, key: str) -> None:
-        self.sent: list[dict[str, Any]] = []
-        self.gone = trio.Event()
+        self.sent: list[tuple[Head | None, bytes]] = []
+        self.ended = False
         self.stalled = False
-        self.read_from = True
-        self._body = [json.dumps(shape.body(PROMPT)).encode()]
+        self.body = Body()
+        self.body.feed(json.dumps(shape.body(PROMPT)).encode())
+        self.body.end()
+        self._has_left = False
+        self._gone: Callable[[], None] | None = None
         self.scope = {
             "type": "http",
             "method": "POST",
@@ -36,28 +41,33 @@ class Client:
             "query_string": b"",
             "headers": [(b"authorization", f"Bearer {key}".encode()), (b"content-type", b"application/json")],
             "client": ("127.0.0.1", 1),
-            "state": {"connection": self},
+            "state": {"line": self},
         }
 
-    def left(self) -> bool:
-        return self.gone.is_set()
+    def leave(self) -> None:
+        self._has_left = True
+        self.body.close()
+        self.watch(self._gone)
 
-    def abort_send(self) -> None:
-        pass
+    def watch(self, gone: Callable[[], None] | None) -> None:
+        self._gone = gone
+        if gone is not None and self._has_left:
+            gone()
 
-    def hurry(self, deadline: float) -> None:
-        pass
+    async def write(self, head: Head | None, data: bytes, *, more: bool) -> bool:
+        await trio.lowlevel.checkpoint()
+        self.sent.append((head, data))
+        self.ended = self.ended or not more
+        return not self._has_left
+
+    async def offer(self, head: Head | None, data: bytes) -> None:
+        await self.write(head, data, more=True)
 
     async def receive(self) -> dict[str, Any]:
-        if self._body and not self.gone.is_set():
-            await trio.lowlevel.checkpoint()
-            return {"type": "http.request", "body": self._body.pop(), "more_body": False}
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
+        raise AssertionError("an exchange reads from its line")
 
     async def send(self, message: dict[str, Any]) -> None:
-        await trio.lowlevel.checkpoint()
-        self.sent.append(message)
+        raise AssertionError("an exchange writes to its line")
 
 
 class Audited:
@@ -108,7 +118,7 @@ class Harness:
         scope = trio.CancelScope()
         stop: Callable[[], None] = {
             "cancelled from outside": scope.cancel,
-            "client leaves": client.gone.set,
+            "client leaves": client.leave,
             "key revoked": self.audited.revoke,
         }[self.how]
 
@@ -166,8 +176,10 @@ async def test_no_checkpoint_at_which_a_cancellation_leaves_anything(
             client = Client(shape, key)
             going = await harness.run(client, point)
         points[cold] = point - 1
-        assert client.sent[0]["status"] == 200
-        assert not client.sent[-1]["more_body"]
+        head, _ = client.sent[0]
+        assert head is not None
+        assert head[0] == 200
+        assert client.ended
     assert await harness.outcomes() == {"completed", OUTCOMES[how]}
     await harness.ledger_is_the_sum_of_the_rows()
     record_property("checkpoints", sum(points.values()))
