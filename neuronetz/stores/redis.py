@@ -22,8 +22,8 @@ from redis.exceptions import NoScriptError, RedisError
 from neuronetz.errors import SettingsError, StoreUnavailable
 from neuronetz.stores import cluster
 from neuronetz.stores.bridge import in_asyncio
-from neuronetz.stores.redis_pipe import pack
-from neuronetz.stores.redis_server import Link, OnChange, Server
+from neuronetz.stores.redis_replies import pack, refused, shaped
+from neuronetz.stores.redis_server import OnChange, Server
 
 Argument = str | bytes | int | float
 Visit = Callable[[list[bytes]], Awaitable[None]]
@@ -76,7 +76,7 @@ class Redis:
         if isinstance(reply, NoScriptError):
             [reply] = await link.pipe.call(pack([("EVAL", script.text, *tail)]))
         if isinstance(reply, Exception):
-            raise _refused(reply) from reply
+            raise refused(reply) from reply
         return reply
 
     @property
@@ -101,7 +101,7 @@ class Redis:
         replies = await link.pipe.call(pack([_FOLLOW, *commands]), 1 + len(commands))
         followed = not isinstance(replies.pop(0), Exception)
         link.follows = link.follows and followed
-        return _shaped(link, commands, replies), followed
+        return shaped(link.protocol, commands, replies), followed
 
     async def scan(self, pattern: str, visit: Visit) -> None:
         """Call ``visit`` with the names of the keys that match, in batches: each at least once, if it is there
@@ -123,19 +123,7 @@ class Redis:
 
     async def _replies(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         link = await self._server.link()
-        return _shaped(link, commands, await link.pipe.call(pack(commands), len(commands)))
-
-
-def _shaped(link: Link, commands: Sequence[Sequence[Argument]], replies: Sequence[Any]) -> list[Any]:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise _refused(reply) from reply
-    shapes = [link.shapes.get(str(command[0])) for command in commands]
-    return [reply if shape is None else shape(reply) for shape, reply in zip(shapes, replies, strict=True)]
-
-
-def _refused(error: Exception) -> StoreUnavailable:
-    return StoreUnavailable("redis", type(error).__name__)
+        return shaped(link.protocol, commands, await link.pipe.call(pack(commands), len(commands)))
 
 
 class ClusterRedis(Redis):
@@ -249,7 +237,7 @@ async def _in_asyncio(function: Any, *args: Any) -> Any:
 
 # Not the error's text: it may repeat a password.
 _NO_URL = "REDIS_URL: is not a URL that Redis's clients understand"
-_UNUSABLE = (ValueError, TypeError, AttributeError)
+_UNUSABLE = (ValueError, TypeError, AttributeError, RedisError)
 
 
 def _options(pool: "redis.asyncio.ConnectionPool") -> Any:

@@ -5,15 +5,15 @@ without one. Whatever could break that order ends the connection.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import hiredis
 import trio
-from redis.asyncio.connection import DefaultParser
-from redis.exceptions import ConnectionError, InvalidResponse, RedisError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, InvalidResponse, RedisError, TimeoutError
 
 from neuronetz.errors import StoreUnavailable
+from neuronetz.stores.redis_replies import error_reply
 from neuronetz.stores.redis_transport import Transport
 
 # Calls without a reply, and bytes not yet written; a call that finds more waits.
@@ -60,7 +60,7 @@ class Pipe:
         self._on_push = on_push
         self._on_end = on_end
         self._reader = hiredis.Reader(
-            protocolError=InvalidResponse, replyError=_error_reply, notEnoughData=_NOT_YET
+            protocolError=InvalidResponse, replyError=error_reply, notEnoughData=_NOT_YET
         )
         self._pending: deque[_Call] = deque()
         self._outgoing: list[bytes] = []
@@ -200,23 +200,6 @@ class Pipe:
     def _make_room(self) -> None:
         if self._appended - self._transport.taken < MOST_BYTES:
             self._room.unpark(count=max(0, MOST_CALLS - len(self._pending)))
-
-
-def pack(commands: Sequence[Sequence[Any]]) -> bytes:
-    """Commands as bytes. Raises ``StoreUnavailable`` for an argument that Redis does not take."""
-    try:
-        return b"".join([hiredis.pack_command(tuple(command)) for command in commands])
-    except TypeError as error:
-        raise StoreUnavailable("redis", "DataError", sent=False) from error
-
-
-def _error_reply(text: str) -> Exception:
-    try:
-        error: Exception = DefaultParser.parse_error(text)  # type: ignore[no-untyped-call]  # redis-py's own gap
-    except (ValueError, IndexError):
-        # A redirection that names no place.
-        return ResponseError(text)
-    return error
 
 
 def _unavailable(failure: RedisError, *, sent: bool) -> StoreUnavailable:

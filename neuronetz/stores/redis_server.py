@@ -1,12 +1,10 @@
 """One Redis server: connected when first asked, connected anew after a failure, its keys followed for changes."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
-import redis.asyncio
 import trio
 from redis.exceptions import (
     AuthenticationWrongNumberOfArgsError,
@@ -17,23 +15,23 @@ from redis.exceptions import (
 )
 
 from neuronetz.errors import StoreUnavailable
-from neuronetz.stores.redis_pipe import Pipe, pack
+from neuronetz.stores.redis_pipe import Pipe
+from neuronetz.stores.redis_replies import pack
 from neuronetz.stores.redis_transport import connect
 
 # What of the keys followed has changed: their names, or None for all of them.
 OnChange = Callable[[Iterable[bytes] | None], None]
-Shapes = Mapping[str, Callable[..., Any]]
 
 
 @dataclass
 class Link:
-    """A connection that is ready. ``shapes``: how redis-py turns replies into what callers get, by command.
+    """A connection that is ready. ``protocol``: of RESP, 2 or 3.
 
     ``follows`` is whether the server tells of changes to what was read after ``CLIENT CACHING YES``.
     """
 
     pipe: Pipe
-    shapes: Shapes
+    protocol: int
     follows: bool
 
 
@@ -190,16 +188,10 @@ async def _greeted(pipe: Pipe, options: Any) -> Link:
     if modern:
         courtesies.append(("CLIENT", "TRACKING", "ON", "OPTIN"))
     replies = await pipe.call(pack(courtesies), len(courtesies))
-    return Link(pipe, _shapes(3 if modern else 2), modern and not isinstance(replies[-1], Exception))
+    return Link(pipe, 3 if modern else 2, modern and not isinstance(replies[-1], Exception))
 
 
 async def _ask(pipe: Pipe, *command: Any) -> None:
     [reply] = await pipe.call(pack([command]))
     if isinstance(reply, Exception):
         raise reply
-
-
-@cache
-def _shapes(protocol: int) -> Shapes:
-    # The client is never connected: it knows how replies in either protocol become the same values.
-    return cast("Shapes", redis.asyncio.Redis(protocol=protocol).response_callbacks)
