@@ -12,7 +12,8 @@ from typing import Any
 import structlog
 import trio
 
-from neuronetz.access.cache import Entry, KeyCache, Missing, Revoked
+from neuronetz.access.cache import KeyCache, Missing, Revoked
+from neuronetz.access.held import Entry
 from neuronetz.access.keys import Hasher, PresentedKey, parse, same_digest, secret_digest
 from neuronetz.errors import StoreUnavailable, Unauthenticated, Unavailable
 from neuronetz.policy import KeyPolicy, Principal, TenantPolicy, resolve
@@ -92,13 +93,15 @@ class Directory:
 
         Raises ``Unauthenticated``, the same for every cause, and ``Unavailable`` when a store or argon2
         cannot be asked. When cancelled nothing is left behind; others that wait for the same look-up go on.
+        Without a checkpoint where this process holds the key: it asks nobody then, and what comes next must
+        ask Redis, which admission does.
         """
         key = presented_key(authorization)
         if key is None:
             raise Unauthenticated
         digest = secret_digest(key.secret)
         try:
-            cached = await self._cache.get(key.prefix)
+            cached = self._cache.held(key.prefix) or await self._cache.get(key.prefix)
             if isinstance(cached, Missing):
                 return await self._look_up_once(key, digest)
             return self._proven(cached, digest)

@@ -26,6 +26,9 @@ REPLAY_S = 900.0
 # connect so many ids before the last one seen are read again. Revoking twice is harmless.
 OVERLAP = 1_000
 
+# How long (seconds) what runs may wait for the tombstone: after it, nobody who was cut can come in again.
+TOMBSTONE_PATIENCE_S = 0.05
+
 _LATEST = "SELECT coalesce(max(id), 0) FROM gateway.revocations"
 _REVOKED = """
 SELECT id, prefix FROM gateway.revocations
@@ -158,13 +161,25 @@ class PolicyListener:
         log.warning("notification.malformed", channel=notification.channel)
 
     async def _revoke(self, prefixes: Sequence[str]) -> None:
-        try:
-            if prefixes:
+        if not prefixes:
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_late, prefixes)
+            try:
                 await self._directory.revoke(*prefixes)
-        finally:
-            # Also when Redis is away: what runs is cut in any case.
-            for prefix in prefixes:
-                self._on_revoked(prefix)
+            finally:
+                # Also when Redis is away: what runs is cut in any case.
+                self._tell(prefixes)
+                nursery.cancel_scope.cancel()
+
+    async def _tell_late(self, prefixes: Sequence[str]) -> None:
+        """What runs is cut though Redis takes its time over the tombstones; and again once they are there."""
+        await trio.sleep(TOMBSTONE_PATIENCE_S)
+        self._tell(prefixes)
+
+    def _tell(self, prefixes: Sequence[str]) -> None:
+        for prefix in prefixes:
+            self._on_revoked(prefix)
 
     def _note_effect(self, ids: Iterable[int]) -> None:
         now = trio.current_time()

@@ -10,6 +10,7 @@ import msgspec
 import trio
 
 from neuronetz.doctor.finding import Finding, Patient, failed, ok, warning
+from neuronetz.stores.redis import ClusterRedis
 from neuronetz.web.server import address_of
 
 _SKEW_S = 1.0
@@ -57,7 +58,8 @@ async def _skew(ask: Callable[[], Awaitable[float]]) -> float:
 async def files(patient: Patient) -> list[Finding]:
     """Whether as many files may be open as connections are taken."""
     settings = patient.settings
-    needed = 2 * settings.max_connections + settings.postgres_pool + settings.redis_pool + _OTHER_FILES
+    of_redis = settings.redis_pool if isinstance(patient.redis, ClusterRedis) else 1
+    needed = 2 * settings.max_connections + settings.postgres_pool + of_redis + _OTHER_FILES
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         hint = f"raise it (ulimit -n, LimitNOFILE) to {needed}, or lower MAX_CONNECTIONS"

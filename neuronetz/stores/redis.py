@@ -1,6 +1,7 @@
-"""Redis (or Valkey, which speaks its protocol) behind Trio: redis-py through trio-asyncio, errors mapped here.
+"""Redis (or Valkey, which speaks its protocol) behind Trio, errors mapped here.
 
-A ``trio_asyncio.open_loop()`` must be running. Connections are made when first used.
+Connections are made when first used. A single server has one, of our own. A cluster goes through redis-py and
+asyncio: for that, a ``trio_asyncio.open_loop()`` must be running.
 """
 
 import hashlib
@@ -21,11 +22,14 @@ from redis.exceptions import NoScriptError, RedisError
 from neuronetz.errors import SettingsError, StoreUnavailable
 from neuronetz.stores import cluster
 from neuronetz.stores.bridge import in_asyncio
+from neuronetz.stores.redis_replies import pack, refused, shaped
+from neuronetz.stores.redis_server import OnChange, Server
 
 Argument = str | bytes | int | float
 Visit = Callable[[list[bytes]], Awaitable[None]]
 
 _SCAN_COUNT = 1000
+_FOLLOW = ("CLIENT", "CACHING", "YES")
 
 
 @dataclass(frozen=True)
@@ -45,41 +49,59 @@ class Script:
 
 
 class Redis:
-    """A pool of connections. Every call raises ``StoreUnavailable`` for whatever goes wrong, script errors too.
+    """One server, by one connection that all calls share. Every call raises ``StoreUnavailable`` for whatever
+    goes wrong, script errors too; ``sent`` is False where nothing of it can have reached the server.
 
-    When a call is cancelled or times out, the command may or may not have been carried out, even later;
-    its connection is closed.
+    When a call is cancelled or times out, the command may or may not have been carried out, even later. A
+    cancelled one leaves the connection as it was; a reply that is late ends it, with all calls under way.
     """
 
-    def __init__(self, client: "redis.asyncio.Redis") -> None:
-        self._client = client
+    def __init__(self, server: Server) -> None:
+        self._server = server
 
     async def command(self, *args: Argument) -> Any:
         """One command, its reply as redis-py gives it (bytes where Redis sends text)."""
-        return await self._call(self._client.execute_command, *args)
+        [reply] = await self._replies([args])
+        return reply
 
     async def pipeline(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         """Several commands in one round trip, not atomic. An error of one is raised after all were run."""
-
-        async def run() -> list[Any]:
-            async with self._client.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                return list(await pipe.execute())
-
-        replies: list[Any] = await self._call(run)
-        return replies
+        return await self._replies(commands) if commands else []
 
     async def script(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """Run a script atomically; it is sent whole only when the server does not know it yet."""
+        link = await self._server.link()
+        tail = (len(keys), *keys, *args)
+        [reply] = await link.pipe.call(pack([("EVALSHA", script.sha, *tail)]))
+        if isinstance(reply, NoScriptError):
+            [reply] = await link.pipe.call(pack([("EVAL", script.text, *tail)]))
+        if isinstance(reply, Exception):
+            raise refused(reply) from reply
+        return reply
 
-        async def run() -> Any:
-            try:
-                return await self._client.evalsha(script.sha, len(keys), *keys, *args)
-            except NoScriptError:
-                return await self._client.eval(script.text, len(keys), *keys, *args)
+    @property
+    def follows(self) -> bool:
+        """Whether ``read_followed`` is worth its while now: the server tells of changes."""
+        return self._server.follows
 
-        return await self._call(run)
+    def on_change(self, listener: OnChange) -> None:
+        """Have ``listener`` called with the names of keys that were read by ``read_followed`` and have changed
+        since, or with None where any may have: they were flushed, or the connection is gone.
+
+        A change that the server made before a reply is told before that reply's reader goes on. ``listener``
+        may not block or raise.
+        """
+        self._server.listeners.append(listener)
+
+    async def read_followed(self, *commands: Sequence[Argument]) -> tuple[list[Any], bool]:
+        """Like ``pipeline``, and from now on the server tells of a change to the keys that the first command
+        reads; False where it does not. It tells each once.
+        """
+        link = await self._server.link()
+        replies = await link.pipe.call(pack([_FOLLOW, *commands]), 1 + len(commands))
+        followed = not isinstance(replies.pop(0), Exception)
+        link.follows = link.follows and followed
+        return shaped(link.protocol, commands, replies), followed
 
     async def scan(self, pattern: str, visit: Visit) -> None:
         """Call ``visit`` with the names of the keys that match, in batches: each at least once, if it is there
@@ -99,11 +121,9 @@ class Redis:
         """Who answers for a key: what fails for one key need not be tried for another of the same place."""
         return ""
 
-    async def _call(self, function: Any, *args: Any) -> Any:
-        try:
-            return await in_asyncio(function, *args)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable("redis", type(error).__name__) from error
+    async def _replies(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        link = await self._server.link()
+        return shaped(link.protocol, commands, await link.pipe.call(pack(commands), len(commands)))
 
 
 class ClusterRedis(Redis):
@@ -116,6 +136,17 @@ class ClusterRedis(Redis):
     def __init__(self, nodes: cluster.Cluster) -> None:
         self._nodes = nodes
 
+    @property
+    def follows(self) -> bool:
+        """Never: a change would have to be told by whichever node owns the key by then."""
+        return False
+
+    def on_change(self, listener: OnChange) -> None:
+        """Nothing is followed, so nothing is told."""
+
+    async def read_followed(self, *commands: Sequence[Argument]) -> tuple[list[Any], bool]:
+        return await self.pipeline(commands), False
+
     async def command(self, *args: Argument) -> Any:
         """One command, at its key's node; KEYS, DBSIZE and FLUSHDB at all, PING and TIME at any."""
         return await self._call(self._nodes.execute, *args)
@@ -124,7 +155,7 @@ class ClusterRedis(Redis):
         """Several commands in one round trip to each node, not atomic. An error of one is raised after all
         were run: one node being away does not keep the others from theirs.
         """
-        replies: list[Any] = await super()._call(self._nodes.pipeline, commands)
+        replies: list[Any] = await _in_asyncio(self._nodes.pipeline, commands)
         return replies
 
     async def script(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
@@ -190,32 +221,39 @@ class ClusterRedis(Redis):
 
     async def _call(self, function: Any, *args: Any) -> Any:
         try:
-            return await super()._call(function, *args)
+            return await _in_asyncio(function, *args)
         except StoreUnavailable as error:
             if isinstance(error.__cause__, cluster.NOT_DONE):
                 raise StoreUnavailable("redis", error.reason, sent=False) from error.__cause__
             raise
 
 
+async def _in_asyncio(function: Any, *args: Any) -> Any:
+    try:
+        return await in_asyncio(function, *args)
+    except (RedisError, OSError, TimeoutError) as error:
+        raise StoreUnavailable("redis", type(error).__name__) from error
+
+
 # Not the error's text: it may repeat a password.
 _NO_URL = "REDIS_URL: is not a URL that Redis's clients understand"
-_UNUSABLE = (ValueError, TypeError, AttributeError)
+_UNUSABLE = (ValueError, TypeError, AttributeError, RedisError)
 
 
-def _check(pool: "redis.asyncio.ConnectionPool") -> None:
-    """Raises where the URL's options are no good, which shows only in making a connection; nothing is sent."""
-    pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py's own gap
+def _options(pool: "redis.asyncio.ConnectionPool") -> Any:
+    """A connection that is never made. Raises where the URL's options are no good, which shows only in it."""
+    return pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py's own gap
 
 
 @asynccontextmanager
 async def open_redis(url: str, *, size: int, timeout_s: float) -> AsyncIterator[Redis]:
-    """At most ``size`` connections (to each node of a cluster, ``redis+cluster://host:port,host:port``); when
-    all are busy, a call waits ``timeout_s`` seconds for one. Raises ``SettingsError`` for a URL that cannot be
-    used.
+    """Nothing is connected before the first call. Raises ``SettingsError`` for a URL that cannot be used.
+
+    ``timeout_s`` bounds connecting and each reply. Of a cluster (``redis+cluster://host:port,host:port``),
+    ``size`` is how many connections there are to each node at most; when all are busy, a call waits
+    ``timeout_s`` seconds for one. A single server has one, whatever ``size``.
     """
     options: dict[str, Any] = {
-        "max_connections": size,
-        "timeout": timeout_s,
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
         # One try: a command whose fate is unknown must not be repeated behind the caller's back.
@@ -223,28 +261,26 @@ async def open_redis(url: str, *, size: int, timeout_s: float) -> AsyncIterator[
         "client_name": "neuronetz",
     }
     if urlsplit(url).scheme in cluster.SCHEMES:
-        async with _open_cluster(url, options, timeout_s) as nodes:
+        async with _open_cluster(
+            url, options | {"max_connections": size, "timeout": timeout_s}, timeout_s
+        ) as nodes:
             yield nodes
         return
     try:
-        pool = redis.asyncio.BlockingConnectionPool.from_url(url, **options)
-        _check(pool)
+        # A blocking pool, since a URL may set its options.
+        connection = _options(redis.asyncio.BlockingConnectionPool.from_url(url, **options))
     except _UNUSABLE as error:
         raise SettingsError(_NO_URL) from error
-    client = redis.asyncio.Redis(connection_pool=pool)
-    try:
-        yield Redis(client)
-    finally:
-        with trio.CancelScope(shield=True), trio.move_on_after(2.0):
-            await in_asyncio(client.aclose)
-            await in_asyncio(pool.disconnect)
+    server = Server(connection)
+    async with server.running():
+        yield Redis(server)
 
 
 @asynccontextmanager
 async def _open_cluster(url: str, options: dict[str, Any], timeout_s: float) -> AsyncIterator[Redis]:
     try:
         seeds, of_url = cluster.read_url(url)
-        _check(redis.asyncio.ConnectionPool(host=seeds[0][0], port=seeds[0][1], **of_url))
+        _options(redis.asyncio.ConnectionPool(host=seeds[0][0], port=seeds[0][1], **of_url))
     except _UNUSABLE as error:
         raise SettingsError(_NO_URL) from error
 

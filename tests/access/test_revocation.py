@@ -16,7 +16,7 @@ from neuronetz.errors import StoreUnavailable, Unauthenticated
 from neuronetz.services import ServiceBoard, supervise
 from neuronetz.stores.listener import listen
 from neuronetz.stores.postgres import Postgres
-from neuronetz.stores.redis import Redis
+from neuronetz.stores.redis import Redis, open_redis
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
 
@@ -137,6 +137,26 @@ async def test_the_tombstone_is_there_before_the_exchanges_are_told(
         await until(lambda: "told" in order)
         nursery.cancel_scope.cancel()
     assert order == ["tombstone", "told"]
+
+
+async def test_while_redis_hangs_the_exchanges_are_told_within_100_ms_all_the_same(
+    database_url: str, postgres: Postgres, own_valkey: Any, hasher: Any, issuer: Any, until: Until
+) -> None:
+    tenant_id = await issuer.tenant()
+    took: list[float] = []
+    async with open_redis(own_valkey.url(), size=4, timeout_s=2.0) as redis:
+        station = Station(database_url, postgres, Directory(postgres, redis, hasher, cache_ttl_s=60))
+        async with station.on_duty():
+            for _ in range(3):
+                key = await issuer.key(tenant_id)
+                await redis.command("PING")
+                own_valkey.pause()
+                begun = trio.current_time()
+                await issuer.revoke(key)
+                await until(lambda key=key: key.prefix in station.revoked)
+                took.append(trio.current_time() - begun)
+                own_valkey.resume()
+    assert min(took) < 0.1
 
 
 async def test_without_redis_the_exchanges_are_told_all_the_same(

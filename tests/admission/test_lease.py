@@ -51,14 +51,18 @@ async def test_a_lease_holds_inside_its_block_and_is_settled_behind_it(desk: Any
 async def test_the_common_path_takes_one_round_trip_to_admit_and_one_to_settle(
     desk: Any, redis: Redis, admission: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    called, call = 0, redis._call
+    called = 0
 
-    async def counting(function: Any, *args: Any) -> Any:
-        nonlocal called
-        called += 1
-        return await call(function, *args)
+    def counted(call: Any) -> Any:
+        async def counting(*args: Any) -> Any:
+            nonlocal called
+            called += 1
+            return await call(*args)
 
-    monkeypatch.setattr(redis, "_call", counting)
+        return counting
+
+    for name in ("command", "pipeline", "script", "read_followed"):
+        monkeypatch.setattr(redis, name, counted(getattr(redis, name)))
     principal = desk.principal(LIMITS, LIMITS)
     trips = []
     for _ in range(3):

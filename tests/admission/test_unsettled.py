@@ -175,12 +175,15 @@ async def test_too_many_settlements_of_unknown_fate_deny_at_once(
     warm = desk.ask(principal)
     async with lone_admission.lease(warm, stub=desk.stub(warm), final_row=final_row):
         pass
-    await own_valkey.stop()
     for _ in range(5):
         ask = desk.ask(principal)
+        # Its fate is unknown only where it was sent: connected, to a server that then says nothing.
+        await lone_redis.command("PING")
+        own_valkey.pause()
         with pytest.raises(Unavailable):
             async with lone_admission.lease(ask, stub=desk.stub(ask), final_row=final_row):
                 pytest.fail("admitted")
+        own_valkey.resume()
     assert len(lone_admission.unsettled) == 2
 
 

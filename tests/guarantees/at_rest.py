@@ -8,11 +8,11 @@ from neuronetz.gateway import Gateway
 
 
 async def quiet(gateway: Gateway, mock: Any) -> None:
-    """Fails unless the model is at rest within the guarantee's bound, and every connection back in its pool.
+    """Fails unless the model is at rest within the guarantee's bound, every connection back in its pool, and no call of Redis under way.
 
     A query that was cancelled is cancelled at PostgreSQL too, which takes a connection of its own and longer.
     """
-    postgres, redis = gateway._postgres._pool, gateway._redis._client.connection_pool
+    postgres, redis = gateway._postgres._pool, gateway._redis._server._link.pipe
     upstream = gateway._upstream._pool
     with trio.fail_after(0.1):
         await mock.stats.wait_for(lambda stats: stats.open == 0)
@@ -21,7 +21,7 @@ async def quiet(gateway: Gateway, mock: Any) -> None:
         while True:
             left = {
                 "postgres": postgres.get_size() - postgres.get_idle_size(),
-                "redis": len(redis._in_use_connections),
+                "redis": len(redis._pending),
                 "upstream": len(upstream.in_use),
             }
             if not any(left.values()):
