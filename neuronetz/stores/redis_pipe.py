@@ -115,7 +115,9 @@ class Pipe:
             return
         self.failure = failure
         self._on_end()
-        pending, self._pending = self._pending, deque()
+        # In place: the reader may be about to go on with the same calls.
+        pending = list(self._pending)
+        self._pending.clear()
         for call in pending:
             if call.task is not None:
                 call.failure = _unavailable(failure, sent=call.start < self._transport.taken)

@@ -75,6 +75,8 @@ async def test_commands_scripts_and_pipelines_reach_the_nodes_of_their_keys(
     assert await clustered.command("DBSIZE") == 3
     assert sorted(await clustered.command("KEYS", "k:*")) == sorted(key.encode() for key in keys)
     assert await clustered.command("PING")
+    assert not clustered.follows
+    assert await clustered.read_followed(("GET", keys[0]), ("PTTL", keys[0])) == ([keys[0].encode(), -1], False)
     assert len({clustered.place(key) for key in keys}) == 3
 
 

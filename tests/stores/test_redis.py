@@ -2,6 +2,7 @@
 
 import random
 import ssl
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -332,6 +333,33 @@ async def test_nothing_is_repeated_when_connections_are_cut(front: Any) -> None:
         assert front.accepted > 2
         assert known <= total <= known + unknown
         assert known > 100
+
+
+async def test_a_connection_may_end_in_the_moment_in_which_a_reply_comes(own_valkey: Any) -> None:
+    outcomes: list[bool] = []
+
+    async def ask(redis: Redis) -> None:
+        try:
+            assert await redis.command("ECHO", "x") == b"x"
+            outcomes.append(True)
+        except StoreUnavailable:
+            outcomes.append(False)
+
+    async with open_redis(own_valkey.url(), size=1, timeout_s=2.0) as redis:
+        for _ in range(60):
+            await redis.command("PING")
+            pipe = (await redis._server.link()).pipe
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(ask, redis)
+                before = pipe._appended
+                while pipe._appended == before or pipe._transport.taken < pipe._appended:
+                    await trio.lowlevel.checkpoint()
+                time.sleep(0.005)  # noqa: ASYNC251 - the replies come, and nobody may read them yet
+                await trio.lowlevel.checkpoint()
+                pipe.end(redis_py.ConnectionError("by the test"))
+    assert len(outcomes) == 180
+    assert {True, False} == set(outcomes)
 
 
 async def test_closing_ends_calls_under_way_at_once(own_valkey: Any) -> None:
