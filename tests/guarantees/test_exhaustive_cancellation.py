@@ -12,7 +12,7 @@ from neuronetz.errors import KeyRevoked
 from neuronetz.exchange.delivery import Head
 from neuronetz.exchange.registry import Running
 from neuronetz.gateway import Gateway
-from neuronetz.web.asgi import FrontDoor
+from neuronetz.web.asgi import FrontDoor, Message
 from neuronetz.web.body import Body
 from tests.guarantees.at_rest import quiet
 from tests.guarantees.checkpoints import Steps
@@ -66,7 +66,7 @@ class Client:
     async def receive(self) -> dict[str, Any]:
         raise AssertionError("an exchange reads from its line")
 
-    async def send(self, message: dict[str, Any]) -> None:
+    async def send(self, message: Message) -> None:
         raise AssertionError("an exchange writes to its line")
 
 
