@@ -24,7 +24,7 @@ WARM_S = 0.2
 LATE_S = 1 / TOKENS_PER_S
 _OPEN_WITHIN_S = 30.0
 _SETTLED_S = 0.5
-_GONE_WITHIN_S = 20.0
+_GONE_WITHIN_S = 3.0
 
 
 class Bench:
@@ -90,11 +90,12 @@ class Bench:
         )  # fmt: skip
 
     async def gone(self) -> None:
-        """Have the client leave all streams, and wait until the upstream has none, under a bound."""
+        """Have the client leave all streams, and wait until the upstream has none; what a peer keeps is broken off."""
         await self.ask("close")
         with trio.move_on_after(_GONE_WITHIN_S):
             while (await self.upstream())["streams"]:
                 await trio.sleep(0.1)
+        await self.upstream("end")
 
     async def leave(self, peer: Peer, serving: Serving, clients: int) -> dict[str, int]:
         """What is left a second after the clients went, and how many of them had no stream to leave, if any."""
@@ -108,12 +109,13 @@ class Bench:
             counts["connections"] = connections(serving.processes, serving.port)
         if serving.books is not None:
             counts |= {"slots": await serving.books.slots(), "leases": await serving.books.leases()}
+        await self.upstream("end")
         return counts
 
-    async def upstream(self) -> dict[str, float]:
-        """The streams that the upstream is at, and by how much it was behind since it was last asked."""
+    async def upstream(self, what: str = "streams") -> dict[str, float]:
+        """The streams that the upstream is at, and by how much it was behind since it was last asked; or their end."""
         async with await trio.open_tcp_stream("127.0.0.1", self._upstream_port) as stream:
-            await stream.send_all(b"GET /bench/streams HTTP/1.1\r\nHost: bench\r\n\r\n")
+            await stream.send_all(f"GET /bench/{what} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
             reply = await stream.receive_some(4096)
         found: dict[str, float] = json.loads(reply.rpartition(b"\r\n\r\n")[2])
         return found

@@ -10,6 +10,7 @@ from tests.bench.shapes import TOKENS_PER_S
 
 _STAMP = re.compile(rb"@(\d{15})@")
 _STAMP_BYTES = 17
+_FINE = b"HTTP/1.1 200"
 # So few at a time that their beginning disturbs those that are there already as little as may be.
 _TOGETHER = 16
 _STEP_S = 0.1
@@ -25,9 +26,12 @@ class Stream(Connection):
         self.ended = False
 
     def times(self) -> list[int]:
-        """When what has come was sent, in microseconds of the monotonic clock. Raises ``OSError`` where it has ended."""
+        """When what has come was sent, in microseconds of the monotonic clock.
+
+        Raises ``OSError`` where it has ended, or was refused.
+        """
         data = self.sock.recv(65536)
-        if not data:
+        if not data or not (self.latest_us or self._rest or data.startswith(_FINE)):
             raise ConnectionResetError
         data = self._rest + data
         end, found = 0, []

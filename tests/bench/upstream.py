@@ -2,13 +2,15 @@
 
 It prints its port. It speaks OpenAI's dialect too, for peers that do not translate. ``GET /bench/streams`` says how
 many streams it is at, and by how many seconds the paced ones were behind at most since the last time it was asked: where
-that is much, it is the machine that is too slow, not what lies between. It checks nothing: what asks is one of the peers.
+that is much, it is the machine that is too slow, not what lies between. ``GET /bench/end`` breaks off those that a peer
+has left behind, which would be a load on all that is measured after it. It checks nothing: what asks is one of the peers.
 """
 
 import asyncio
 import re
 import sys
 import time
+from typing import ClassVar
 
 from tests.bench.shapes import OLLAMA, OPENAI, TAGS_REPLY, TOKENS_PER_S, Dialect, sized
 
@@ -68,13 +70,12 @@ class Pace:
 class Connection(asyncio.Protocol):
     """A client's connection, kept alive; one request at a time."""
 
-    streams = 0
+    streams: ClassVar[set["Connection"]] = set()
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
         self._read = b""
         self._slot: int | None = None
-        self._silent = False
         self._missing = 0
         self._dialect = OLLAMA
         self._transport: asyncio.Transport
@@ -102,8 +103,12 @@ class Connection(asyncio.Protocol):
         asked = _ASKED.search(request, end)
         self._dialect = OPENAI if path.startswith(b"/v1/") else OLLAMA
         if path == b"/bench/streams":
-            self._transport.write(sized({"streams": Connection.streams, "behind_s": self._pace.behind_s}))
+            self._transport.write(sized({"streams": len(Connection.streams), "behind_s": self._pace.behind_s}))
             self._pace.behind_s = 0.0
+        elif path == b"/bench/end":
+            self._transport.write(sized({"ended": len(Connection.streams)}))
+            for stream in list(Connection.streams):
+                stream.abort()
         elif asked is None:
             self._transport.write(TAGS_REPLY)
         elif asked[1] == b"whole":
@@ -114,9 +119,8 @@ class Connection(asyncio.Protocol):
             self._begin(silent=asked[1] == b"idle", lines=int(asked[2]))
 
     def _begin(self, *, silent: bool, lines: int) -> None:
-        Connection.streams += 1
+        Connection.streams.add(self)
         self._missing = lines - 1
-        self._silent = silent
         self._transport.write(self._dialect.head + self._dialect.stamped(time.monotonic_ns() // 1000))
         if not silent:
             self._slot = self._pace.add(self)
@@ -129,14 +133,16 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._dialect.last)
             self._end()
 
+    def abort(self) -> None:
+        """Break the stream off."""
+        self._end()
+        self._transport.abort()
+
     def _end(self) -> None:
+        Connection.streams.discard(self)
         if self._slot is not None:
             self._pace.remove(self, self._slot)
             self._slot = None
-            Connection.streams -= 1
-        elif self._silent:
-            self._silent = False
-            Connection.streams -= 1
 
 
 async def _serve() -> None:

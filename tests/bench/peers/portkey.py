@@ -14,8 +14,11 @@ from tests.bench.shapes import Shape
 VARIABLE = "BENCH_PORTKEY"
 _PACKAGE = "@portkey-ai/gateway"
 # With a later one each stream is answered with 500 (TypeError: immutable): the package asks for any 1.x.
-_SERVER_PACKAGE, _STREAMS_UP_TO = "@hono/node-server", (1, 14, 2)
-_INSTALL = f"npm install --prefix FOLDER {_PACKAGE} {_SERVER_PACKAGE}@1.14.2, and {VARIABLE}=FOLDER"
+_SERVER_PACKAGE, _STREAMS_UP_TO = "@hono/node-server", (1, 14, 1)
+_INSTALL = (
+    f'in an empty folder: echo \'{{"overrides": {{"{_SERVER_PACKAGE}": "1.14.1"}}}}\' > package.json && '
+    f"npm install {_PACKAGE}; then {VARIABLE}=FOLDER"
+)
 _SERVER = "build/start-server.js"
 
 
