@@ -19,7 +19,10 @@ from tests.bench.shapes import BURST
 
 _CAPACITY_CLIENTS, _CAPACITY_S = 16, 3.0
 _SHARE = 0.5
-_SAMPLES = 240
+_CONNECTIONS = 32
+_SAMPLES, _SHOWN = 240, 20
+# Looking into a process costs too.
+_EVERY_S = 0.05
 # Until caches, pools and the allocator have what they will have.
 _WARM_UP = 0.25
 
@@ -82,19 +85,19 @@ async def _steady(
 ) -> Soak:
     memory: list[float] = []
     files: list[float] = []
-    every_s = seconds / _SAMPLES
+    every_s = max(_EVERY_S, seconds / _SAMPLES)
 
     async def sample() -> None:
         for number in itertools.count(1):
             await trio.sleep(every_s)
             memory.append(memory_bytes(serving.processes) / 2**20)
             files.append(descriptors(serving.processes))
-            if number % (_SAMPLES // 20) == 0:
+            if number % max(1, round(seconds / every_s / _SHOWN)) == 0:
                 show(f"{number * every_s:.0f} s: {memory[-1]:.1f} MiB, {files[-1]:.0f} descriptors")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sample)
-        seen = await bench.load("steady", serving, BURST, rate=rate, seconds=seconds)
+        seen = await bench.load("steady", serving, BURST, connections=_CONNECTIONS, rate=rate, seconds=seconds)
         nursery.cancel_scope.cancel()
     # A tenth of the memory in ten minutes would be all of it in two hours; the descriptors go with the requests
     # that happen to be under way.

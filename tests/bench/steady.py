@@ -6,7 +6,6 @@ from typing import Any
 
 from tests.bench.load import GIVE_UP_S, Connection
 
-_CONNECTIONS = 32
 # A server may close what has been idle.
 _IDLE_S = 1.0
 
@@ -14,8 +13,8 @@ _IDLE_S = 1.0
 class Steady:
     """Connections that wait for something to ask, and those that wait for a reply."""
 
-    def __init__(self, port: int, request: bytes) -> None:
-        self._free = [Connection(port, request) for _ in range(_CONNECTIONS)]
+    def __init__(self, port: int, request: bytes, connections: int) -> None:
+        self._free = [Connection(port, request) for _ in range(connections)]
         self._busy: dict[int, Connection] = {}
         self._poll = select.epoll()
         self.replies = 0
@@ -66,8 +65,8 @@ class Steady:
             self._free.append(self._busy.pop(number))
 
 
-def steady(port: int, request: bytes, rate: float, seconds: float) -> dict[str, Any]:
+def steady(port: int, request: bytes, connections: int, rate: float, seconds: float) -> dict[str, Any]:
     """Replies, failures by kind, and how many requests could not be asked in time since all connections were busy."""
-    loop = Steady(port, request)
+    loop = Steady(port, request, connections)
     loop.run(rate, seconds)
     return {"replies": loop.replies, "failures": loop.failures, "skipped": loop.skipped}
