@@ -46,8 +46,8 @@ class Bench:
         request = shape.request(serving.key, serving.headers).decode()
         return await self.ask(task, port=serving.port, request=request, **job)
 
-    async def warm(self, serving: Serving, shape: Shape, clients: int) -> None:
-        await self.load("measure", serving, shape, clients=clients, seconds=WARM_S, spread_s=0.0)
+    async def warm(self, serving: Serving, shape: Shape, clients: int, seconds: float = WARM_S) -> None:
+        await self.load("measure", serving, shape, clients=clients, seconds=seconds, spread_s=0.0)
 
     async def sample(self, serving: Serving, shape: Shape, clients: int, seconds: float) -> Sample:
         before = self._cpu(serving)

@@ -1,6 +1,8 @@
 """Loads of their own kind: how many streams a peer holds, what idle ones cost, how it starts, what workers bring."""
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from statistics import median
 
 import trio
@@ -103,16 +105,25 @@ async def start_ups(bench: Bench, rounds: int) -> list[Finding]:
     return [Finding("start-up", 1, Neuronetz.name, f"{took:.2f} s from exec to the ready line", {"seconds": took})]
 
 
-async def two_workers(bench: Bench, workers: int, clients: int, rounds: int, seconds: float) -> list[Finding]:
+@asynccontextmanager
+async def more_workers(bench: Bench, workers: int) -> AsyncIterator[Serving]:
+    """Another of ours with so many processes."""
+    ours = _ours(bench)
+    assert ours.another is not None
+    async with ours.another(workers) as more:
+        yield more
+
+
+async def two_workers(
+    bench: Bench, more: Serving, workers: int, clients: int, rounds: int, seconds: float
+) -> list[Finding]:
     """So many workers against one, in turns: rate, and CPU for each request."""
     one = _ours(bench)
-    assert one.another is not None
-    async with one.another(workers) as more:
-        for serving in (one, more):
-            await bench.warm(serving, WHOLE, clients)
-        pairs = []
-        for _ in range(rounds):
-            pairs.append([await bench.sample(serving, WHOLE, clients, seconds) for serving in (one, more)])
+    for serving in (one, more):
+        await bench.warm(serving, WHOLE, clients)
+    pairs = []
+    for _ in range(rounds):
+        pairs.append([await bench.sample(serving, WHOLE, clients, seconds) for serving in (one, more)])
     rate = median(many.rate / single.rate for single, many in pairs)
     cost = median(
         (many.peer_s / max(1, many.replies)) / max(1e-9, single.peer_s / max(1, single.replies))
@@ -128,15 +139,12 @@ async def two_workers(bench: Bench, workers: int, clients: int, rounds: int, sec
     return [Finding("workers", workers, Neuronetz.name, text, figures)]
 
 
-async def many_streams(bench: Bench, workers: int, count: int, seconds: float) -> list[Finding]:
+async def many_streams(bench: Bench, more: Serving, workers: int, count: int, seconds: float) -> list[Finding]:
     """So many streams at once, held by so many of our processes; beside them those of the others that are the floor."""
-    ours = _ours(bench)
-    assert ours.another is not None
     floor = {name: bench.peers[name] for name in (Direct.name, Nginx.name) if name in bench.peers}
     tried = {name: await _held(bench, *peer, count, seconds) for name, peer in floor.items()}
-    async with ours.another(workers) as serving:
-        peer, _ = bench.peers[Neuronetz.name]
-        tried[f"{Neuronetz.name} x{workers}"] = await _held(bench, peer, serving, count, seconds)
+    peer, _ = bench.peers[Neuronetz.name]
+    tried[f"{Neuronetz.name} x{workers}"] = await _held(bench, peer, more, count, seconds)
     return [_told(name, held) for name, held in tried.items()]
 
 

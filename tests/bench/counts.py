@@ -140,9 +140,9 @@ async def _per_reply(bench: Bench, serving: Serving, shape: Shape, redis: Redis)
 
 
 async def _per_token(bench: Bench, serving: Serving) -> float:
+    repeats: list[float] = []
     try:
         await bench.load("open", serving, HELD, count=_STREAMS, within_s=10.0)
-        repeats = []
         for _ in range(_REPEATS):
             with counting(serving.port) as counter:
                 seen = await bench.ask("watch", seconds=_PACED_S, late_s=LATE_S)

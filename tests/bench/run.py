@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.bench.bench import Bench, opened
-from tests.bench.capacity import idle_streams, many_streams, start_ups, streams_held, two_workers
+from tests.bench.bench import WARM_S, Bench, opened
+from tests.bench.capacity import idle_streams, many_streams, more_workers, start_ups, streams_held, two_workers
 from tests.bench.peers import PEERS, Peer
 from tests.bench.results import Finding, Left, Report, Row, Sample
 from tests.bench.shapes import LINES, SHAPES, Shape
@@ -49,7 +49,7 @@ class Options:
 
 
 QUICK = Options(
-    seconds=0.2,
+    seconds=0.1,
     rounds=1,
     clients=(4,),
     paced_clients=(8,),
@@ -76,22 +76,24 @@ async def run(options: Options, show: Callable[[str], None], peers: tuple[type[P
             for name, (peer, serving) in bench.peers.items():
                 counts = await bench.leave(peer, serving, options.leaving_clients)
                 report.left.append(Left(name, options.leaving_clients, counts))
-        for load, measured in _own_loads(bench, options).items():
-            if load in options.loads:
-                show(load)
-                report.findings += await measured()
+        await _own_loads(bench, options, report, show)
     return report
 
 
-def _own_loads(bench: Bench, options: Options) -> dict[str, Callable[[], Awaitable[list[Finding]]]]:
-    seconds, rounds = options.seconds, options.rounds
-    return {
-        STREAMS: lambda: streams_held(bench, options.streams, seconds),
-        IDLE: lambda: idle_streams(bench, options.idle_clients),
-        START_UP: lambda: start_ups(bench, rounds),
-        WORKERS: lambda: two_workers(bench, options.workers, options.workers_clients, rounds, seconds),
-        MANY: lambda: many_streams(bench, options.workers, options.many, seconds),
-    }
+async def _own_loads(bench: Bench, options: Options, report: Report, show: Callable[[str], None]) -> None:
+    async def add(load: str, measured: Callable[[], Awaitable[list[Finding]]]) -> None:
+        if load in options.loads:
+            show(load)
+            report.findings += await measured()
+
+    seconds, rounds, workers = options.seconds, options.rounds, options.workers
+    await add(STREAMS, lambda: streams_held(bench, options.streams, seconds))
+    await add(IDLE, lambda: idle_streams(bench, options.idle_clients))
+    await add(START_UP, lambda: start_ups(bench, rounds))
+    if {WORKERS, MANY} & set(options.loads):
+        async with more_workers(bench, workers) as more:
+            await add(WORKERS, lambda: two_workers(bench, more, workers, options.workers_clients, rounds, seconds))
+            await add(MANY, lambda: many_streams(bench, more, workers, options.many, seconds))
 
 
 async def _compare(bench: Bench, shape: Shape, clients: int, options: Options) -> list[Row]:
@@ -99,7 +101,7 @@ async def _compare(bench: Bench, shape: Shape, clients: int, options: Options) -
     samples: dict[str, list[Sample]] = {name: [] for name in serving}
     if not shape.paced:
         for own in serving.values():
-            await bench.warm(own, shape, clients)
+            await bench.warm(own, shape, clients, min(WARM_S, options.seconds))
     for _ in range(options.rounds):
         for name, own in serving.items():
             samples[name].append(await bench.sample(own, shape, clients, options.seconds))

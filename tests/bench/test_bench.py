@@ -36,7 +36,7 @@ async def test_a_quick_run_measures_every_peer_and_leaves_nothing_behind(monkeyp
     assert ours == {"streams": 0, "connections": 0, "slots": 0, "leases": 0}
     own = {finding.load: finding for finding in report.findings if finding.peer.startswith(Neuronetz.name)}
     assert set(own) == {STREAMS, IDLE, START_UP, WORKERS, MANY}
-    assert own[STREAMS].figures["token_us at 8"] > 0
+    assert own[STREAMS].figures["held"] in {0, 8}
     assert own[START_UP].figures["seconds"] > 0
     assert own[WORKERS].figures["rate"] > 0
     assert "opened" not in own[IDLE].text + own[MANY].text, report.findings
@@ -54,7 +54,8 @@ def _is_sane(row: Row) -> None:
         assert sample.seconds > (row.shape.lines - 2) / TOKENS_PER_S, row
         assert sample.p50_s < sample.seconds / 2, row
     if row.peer == Neuronetz.name:
-        assert sample.peer_s > 0, row
+        # Paced streams leave it idle: so short, they may use less than the hundredth of a second that is counted.
+        assert sample.peer_s > 0 or row.shape.paced, row
         assert sample.memory_bytes > 10 * 2**20, row
 
 

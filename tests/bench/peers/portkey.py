@@ -74,5 +74,5 @@ def _found() -> Path | None:
         return server if server.is_file() else None
     # Its command is called plainly "gateway", as others' may be.
     program = shutil.which("gateway")
-    server = Path(program).resolve() if program else None
-    return server if server and _PACKAGE in server.as_posix() else None
+    linked = Path(program).resolve() if program else None
+    return linked if linked and _PACKAGE in linked.as_posix() else None
