@@ -38,10 +38,20 @@ check:
 chaos *args:
     @{{ run }} python -m tests.chaos "$@"
 
-# speed beside other ways to the same upstream, in one table; --seconds 2 --rounds 3, --quick to see that it works
+# speed beside other ways to the same upstream, in one table; --only "chat paced", --streams 1000 --workers 2, --quick
 [no-exit-message]
 bench *args:
     @{{ run }} python -m tests.bench "$@"
+
+# a flame graph of the gateway under one load; --shape "chat stream" --clients 16 --seconds 10
+[no-exit-message]
+profile *args:
+    @{{ run }} python -m tests.bench.profile "$@"
+
+# half of what the gateway can do, for --minutes 10: memory and descriptors must stay flat
+[no-exit-message]
+soak *args:
+    @{{ run }} python -m tests.bench.soak "$@"
 
 # look for what the tests did not: random examples until the time is up (--minutes, --seed, --examples, -k)
 [no-exit-message]

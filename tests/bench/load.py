@@ -1,16 +1,13 @@
-"""``python -m tests.bench.load``: a cheap client, which reads jobs from stdin and writes what it saw, a line of JSON each.
-
-Closed loop: each connection asks again once its reply has ended, until the time is up; then the replies under way are
+"""A cheap client in a closed loop: each connection asks again once its reply has ended, until the time is up; then the replies under way are
 read to their end, so that whoever counts a server's work before and after counts whole requests. It looks at no more of
 a reply than it must: the status, the first byte of the body, and where the reply ends.
 """
 
-import json
 import re
 import select
 import socket
-import sys
 import time
+from collections import deque
 from typing import Any
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -26,6 +23,7 @@ class Connection:
     def __init__(self, port: int, request: bytes) -> None:
         self._port = port
         self._request = request
+        self.asked_at = 0.0
         self._connect()
 
     def _connect(self) -> None:
@@ -71,12 +69,12 @@ class Connection:
 
 
 class Load:
-    """Connections that ask for so many seconds."""
+    """Connections that ask for so many seconds; their first requests are spread over ``spread_s``."""
 
-    def __init__(self, port: int, request: bytes, clients: int) -> None:
-        self._connections = {
-            made.sock.fileno(): made for made in (Connection(port, request) for _ in range(clients))
-        }
+    def __init__(self, port: int, request: bytes, clients: int, spread_s: float = 0.0) -> None:
+        made = [Connection(port, request) for _ in range(clients)]
+        self._connections = {connection.sock.fileno(): connection for connection in made}
+        self._first = deque((index * spread_s / clients, connection) for index, connection in enumerate(made))
         self._poll = select.epoll()
         for number in self._connections:
             self._poll.register(number, select.EPOLLIN)
@@ -88,14 +86,19 @@ class Load:
         """How long it took until the last reply had ended."""
         began = time.perf_counter()
         self._until = began + seconds
-        for connection in self._connections.values():
-            connection.ask()
         while self._connections and time.perf_counter() < self._until + GIVE_UP_S:
-            for number, _ in self._poll.poll(1.0):
+            wait = self._begin(time.perf_counter() - began)
+            for number, _ in self._poll.poll(wait):
                 self._readable(number)
         for _ in self._connections:
             self._failed("silent")
         return time.perf_counter() - began
+
+    def _begin(self, passed_s: float) -> float:
+        """Ask for the first time where it is due; seconds until the next is."""
+        while self._first and self._first[0][0] <= passed_s:
+            self._first.popleft()[1].ask()
+        return self._first[0][0] - passed_s if self._first else 1.0
 
     def _readable(self, number: int) -> None:
         connection = self._connections[number]
@@ -127,20 +130,25 @@ class Load:
         self.failures[why] = self.failures.get(why, 0) + 1
 
 
-def measure(port: int, request: bytes, clients: int, seconds: float) -> dict[str, Any]:
-    """Closed loop: replies, failures by kind, seconds, CPU seconds of ours, waits for the first byte in seconds."""
-    load = Load(port, request, clients)
+def measure(port: int, request: bytes, clients: int, seconds: float, spread_s: float) -> dict[str, Any]:
+    """Replies, failures by kind, seconds, CPU seconds of ours, waits for the first byte in seconds."""
+    load = Load(port, request, clients, spread_s)
     cpu = time.process_time()
     took = load.run(seconds)
-    waits = sorted(load.waits) or [0.0]
     return {
         "replies": len(load.waits),
         "failures": load.failures,
         "seconds": took,
         "cpu_s": time.process_time() - cpu,
-        "p50_s": waits[len(waits) // 2],
-        "p99_s": waits[min(len(waits) - 1, len(waits) * 99 // 100)],
+        "p50_s": share(load.waits, 0.50),
+        "p99_s": share(load.waits, 0.99),
     }
+
+
+def share(values: list[float], part: float) -> float:
+    """The value that so large a part is not above; 0 where there is none."""
+    ordered = sorted(values) or [0.0]
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
 
 
 def leave(port: int, request: bytes, clients: int) -> dict[str, Any]:
@@ -149,21 +157,8 @@ def leave(port: int, request: bytes, clients: int) -> dict[str, Any]:
     for connection in connections:
         connection.ask()
     for connection in connections:
-        while not connection.first_at:
-            connection.read()
+        while not connection.first_at and not connection.read():
+            pass
     for connection in connections:
         connection.sock.close()
     return {"left": sum(connection.status == "200" for connection in connections)}
-
-
-def main() -> None:
-    for line in sys.stdin:
-        job = json.loads(line)
-        task = {"measure": measure, "leave": leave}[job.pop("task")]
-        done = task(**{**job, "request": job["request"].encode()})
-        sys.stdout.write(f"{json.dumps(done)}\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,7 @@
 """Processes of a run: started, asked, and what they cost."""
 
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -45,13 +46,18 @@ class Lines:
 
 
 @asynccontextmanager
-async def started(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> AsyncIterator[Lines]:
-    """A process whose stderr goes to ``log``; at the block's end it is ended, gently, then not."""
+async def started(
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, *, heard: bool = True
+) -> AsyncIterator[Lines]:
+    """A process whose stderr goes to ``log``; at the block's end it is ended, gently, then not.
+
+    Nobody reads the stdout of one that is not ``heard``: it goes to ``log`` too, where it cannot fill a pipe.
+    """
     with log.open("ab") as errors:
         process = await trio.lowlevel.open_process(
             list(command),
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if heard else errors,
             stderr=errors,
             env=env,
             start_new_session=True,
@@ -69,6 +75,12 @@ async def started(command: Sequence[str], log: Path, env: Mapping[str, str] | No
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     await pipe.aclose()
+
+
+def many_descriptors() -> None:
+    """Allow as many open files as there may be, to this process and those it starts: a stream needs two."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def family(roots: Iterable[int]) -> list[psutil.Process]:
@@ -97,6 +109,15 @@ def memory_bytes(roots: Iterable[int]) -> int:
     for process in family(roots):
         with suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss
+    return total
+
+
+def descriptors(roots: Iterable[int]) -> int:
+    """Open file descriptors of the families."""
+    total = 0
+    for process in family(roots):
+        with suppress(psutil.NoSuchProcess):
+            total += process.num_fds()
     return total
 
 

@@ -5,196 +5,95 @@ what a peer adds is taken over ``direct`` of the same round, and processors are 
 a peer's processes, which neighbours disturb less than they do the clock.
 """
 
-import json
-import shutil
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from statistics import median
-from typing import Any
+import dataclasses
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
-import trio
+from tests.bench.bench import WARM_S, Bench, opened
+from tests.bench.capacity import idle_streams, many_streams, more_workers, start_ups, streams_held, two_workers
+from tests.bench.peers import PEERS, Peer
+from tests.bench.results import Finding, Left, Report, Row, Sample
+from tests.bench.shapes import LINES, SHAPES, Shape
 
-from tests.bench.peers import PEERS, Peer, Serving
-from tests.bench.processes import READY_WITHIN_S, Lines, connections, cpu_s, memory_bytes, started
-from tests.bench.shapes import PACED, SHAPES, Shape
-
-# What is done behind a reply (rows are written in batches) is counted with it.
-BEHIND_REPLIES_S = 0.2
-LEFT_AFTER_S = 1.0
-WARM_S = 0.2
+LEAVING, STREAMS, IDLE, START_UP, WORKERS, MANY = (
+    "leaving",
+    "streams held",
+    "idle streams",
+    "start-up",
+    "workers",
+    "many streams",
+)
+LOADS = (*(shape.name for shape in SHAPES), LEAVING, STREAMS, IDLE, START_UP, WORKERS, MANY)
 
 
 @dataclass(frozen=True)
 class Options:
-    """``clients``: connections at once. ``seconds``: of each measurement."""
+    """``clients``: connections at once. ``seconds``: of each measurement. ``loads``: which of ``LOADS``.
+
+    ``streams``: the numbers that are tried, rising, by how many each peer holds. ``many``: streams that ``workers``
+    processes are to hold.
+    """
 
     seconds: float = 2.0
     rounds: int = 3
     clients: tuple[int, ...] = (1, 16, 256)
-    paced_clients: int = 64
+    paced_clients: tuple[int, ...] = (1, 16, 64, 256)
+    paced_lines: int = LINES
     leaving_clients: int = 200
+    streams: tuple[int, ...] = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+    idle_clients: int = 256
+    workers: int = 2
+    workers_clients: int = 64
+    many: int = 1000
+    loads: tuple[str, ...] = LOADS
 
 
-QUICK = Options(seconds=0.2, rounds=1, clients=(4,), paced_clients=16, leaving_clients=40)
+QUICK = Options(
+    seconds=0.1,
+    rounds=1,
+    clients=(4,),
+    paced_clients=(8,),
+    paced_lines=5,
+    leaving_clients=40,
+    streams=(8,),
+    idle_clients=16,
+    workers_clients=8,
+    many=16,
+)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One measurement: CPU seconds of the peer, of its stores, and of the client and the upstream together.
-
-    ``failures`` by kind: a status, or what became of the connection.
-    """
-
-    replies: int
-    failures: dict[str, int]
-    seconds: float
-    peer_s: float
-    stores_s: float
-    rest_s: float
-    p50_s: float
-    p99_s: float
-    memory_bytes: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """A peer under a load: its samples, and those of ``direct`` in the same rounds."""
-
-    shape: Shape
-    clients: int
-    peer: str
-    samples: list[Sample]
-    direct: list[Sample]
-
-    def median(self, value: Callable[[Sample], float]) -> float:
-        return median(value(sample) for sample in self.samples)
-
-    def added(self, value: Callable[[Sample], float]) -> float:
-        """The median of what this peer has more than ``direct``."""
-        pairs = zip(self.samples, self.direct, strict=True)
-        return median(value(sample) - value(direct) for sample, direct in pairs)
-
-
-@dataclass(frozen=True)
-class Left:
-    """What there still was, a second after so many clients had left in mid-stream."""
-
-    peer: str
-    clients: int
-    counts: dict[str, int]
-
-
-@dataclass
-class Report:
-    rows: list[Row] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-
-
-class Bench:
-    """The client, the upstream, and the peers that serve."""
-
-    def __init__(self, load: Lines, upstream: Lines, upstream_port: int, peers: dict[str, tuple[Peer, Serving]]):
-        self._load = load
-        self._upstream = upstream
-        self._upstream_port = upstream_port
-        self.peers = peers
-
-    async def _ask(self, task: str, serving: Serving, shape: Shape, **job: Any) -> dict[str, Any]:
-        request = shape.request(serving.key).decode()
-        asked = {"task": task, "port": serving.port, "request": request, **job}
-        answer: dict[str, Any] = json.loads(await self._load.ask(json.dumps(asked).encode()))
-        return answer
-
-    async def warm(self, serving: Serving, shape: Shape, clients: int) -> None:
-        await self._ask("measure", serving, shape, clients=clients, seconds=WARM_S)
-
-    async def sample(self, serving: Serving, shape: Shape, clients: int, seconds: float) -> Sample:
-        families = (serving.processes, serving.stores, (self._upstream.pid,))
-        before = [cpu_s(roots) for roots in families]
-        seen = await self._ask("measure", serving, shape, clients=clients, seconds=seconds)
-        await trio.sleep(BEHIND_REPLIES_S)
-        peer, stores, upstream = (cpu_s(roots) - then for roots, then in zip(families, before, strict=True))
-        return Sample(
-            replies=seen["replies"],
-            failures=seen["failures"],
-            seconds=seen["seconds"],
-            peer_s=peer,
-            stores_s=stores,
-            rest_s=upstream + seen["cpu_s"],
-            p50_s=seen["p50_s"],
-            p99_s=seen["p99_s"],
-            memory_bytes=memory_bytes(serving.processes),
-        )
-
-    async def leave(self, serving: Serving, clients: int) -> dict[str, int]:
-        """What is left a second after the clients went. Raises ``RuntimeError`` where they had no streams."""
-        answer = await self._ask("leave", serving, PACED, clients=clients)
-        if answer["left"] != clients:
-            raise RuntimeError(f"only {answer['left']} of {clients} clients had a stream to leave")
-        await trio.sleep(LEFT_AFTER_S)
-        counts = {"streams": await self._streams()}
-        if serving.processes:
-            counts["connections"] = connections(serving.processes, serving.port)
-        if serving.books is not None:
-            counts |= {"slots": await serving.books.slots(), "leases": await serving.books.leases()}
-        return counts
-
-    async def _streams(self) -> int:
-        async with await trio.open_tcp_stream("127.0.0.1", self._upstream_port) as stream:
-            await stream.send_all(b"GET /bench/streams HTTP/1.1\r\nHost: bench\r\n\r\n")
-            reply = await stream.receive_some(4096)
-        return int(reply.rpartition(b"\r\n\r\n")[2])
-
-
-@asynccontextmanager
-async def _opened(report: Report) -> AsyncIterator[Bench]:
-    folder = _short_folder()
-    try:
-        async with AsyncExitStack() as stack:
-            module = [sys.executable, "-m"]
-            upstream = await stack.enter_async_context(
-                started([*module, "tests.bench.upstream"], folder / "upstream.log")
-            )
-            with trio.fail_after(READY_WITHIN_S):
-                port = int(await upstream.line())
-            load = await stack.enter_async_context(started([*module, "tests.bench.load"], folder / "load.log"))
-            peers = {}
-            for peer in (kind() for kind in PEERS):
-                if reason := peer.absent():
-                    report.skipped.append(f"{peer.name} is left out: {reason}")
-                else:
-                    peers[peer.name] = (peer, await stack.enter_async_context(peer.opened(port, folder)))
-            yield Bench(load, upstream, port, peers)
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
-
-
-def _short_folder() -> Path:
-    # Sockets lie below it; open to the system user that PostgreSQL may have to run as.
-    folder = Path(tempfile.mkdtemp(prefix="nnz-bench-"))
-    folder.chmod(0o711)
-    return folder
-
-
-async def run(options: Options, show: Callable[[str], None]) -> Report:
+async def run(options: Options, show: Callable[[str], None], peers: tuple[type[Peer], ...] = PEERS) -> Report:
     """Measure everything; ``show`` is told what is being measured. Nothing is left at the end, or when cancelled."""
     report = Report()
-    async with _opened(report) as bench:
-        for shape in SHAPES:
-            for clients in (options.paced_clients,) if shape.paced else options.clients:
+    async with opened(report, peers) as bench:
+        for shape in (shape for shape in SHAPES if shape.name in options.loads):
+            own = dataclasses.replace(shape, lines=options.paced_lines) if shape.paced else shape
+            for clients in options.paced_clients if shape.paced else options.clients:
                 show(f"{shape.name}, {clients} at once")
-                report.rows += await _compare(bench, shape, clients, options)
-        show("clients that leave")
-        for name, (_, serving) in bench.peers.items():
-            counts = await bench.leave(serving, options.leaving_clients)
-            report.left.append(Left(name, options.leaving_clients, counts))
+                report.rows += await _compare(bench, own, clients, options)
+        if LEAVING in options.loads:
+            show("clients that leave")
+            for name, (peer, serving) in bench.peers.items():
+                counts = await bench.leave(peer, serving, options.leaving_clients)
+                report.left.append(Left(name, options.leaving_clients, counts))
+        await _own_loads(bench, options, report, show)
     return report
+
+
+async def _own_loads(bench: Bench, options: Options, report: Report, show: Callable[[str], None]) -> None:
+    async def add(load: str, measured: Callable[[], Awaitable[list[Finding]]]) -> None:
+        if load in options.loads:
+            show(load)
+            report.findings += await measured()
+
+    seconds, rounds, workers = options.seconds, options.rounds, options.workers
+    await add(STREAMS, lambda: streams_held(bench, options.streams, seconds))
+    await add(IDLE, lambda: idle_streams(bench, options.idle_clients))
+    await add(START_UP, lambda: start_ups(bench, rounds))
+    if {WORKERS, MANY} & set(options.loads):
+        async with more_workers(bench, workers) as more:
+            await add(WORKERS, lambda: two_workers(bench, more, workers, options.workers_clients, rounds, seconds))
+            await add(MANY, lambda: many_streams(bench, more, workers, options.many, seconds))
 
 
 async def _compare(bench: Bench, shape: Shape, clients: int, options: Options) -> list[Row]:
@@ -202,7 +101,7 @@ async def _compare(bench: Bench, shape: Shape, clients: int, options: Options) -
     samples: dict[str, list[Sample]] = {name: [] for name in serving}
     if not shape.paced:
         for own in serving.values():
-            await bench.warm(own, shape, clients)
+            await bench.warm(own, shape, clients, min(WARM_S, options.seconds))
     for _ in range(options.rounds):
         for name, own in serving.items():
             samples[name].append(await bench.sample(own, shape, clients, options.seconds))

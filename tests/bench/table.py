@@ -2,7 +2,8 @@
 
 from collections import Counter
 
-from tests.bench.run import Left, Report, Row, Sample
+from tests.bench.results import Finding, Left, Report, Row
+from tests.bench.targets import Verdict, verdicts
 
 _NAMES = (
     "load",
@@ -17,7 +18,7 @@ _NAMES = (
     "CPU us/token",
     "RSS MiB",
     "failed",
-    "left behind",
+    "left behind, or found",
 )
 _NONE = "-"
 # Names stand at the left of their column, figures at the right.
@@ -28,25 +29,31 @@ def table(report: Report) -> str:
     """Figures are medians of the rounds; failures are the sum. The first byte of ``direct`` is from asking,
     that of the others what they add to it.
     """
-    lines = [_NAMES, *map(_measured, report.rows), *map(_left, report.left)]
+    return _aligned(
+        [_NAMES, *map(_measured, report.rows), *map(_left, report.left), *map(_found, report.findings)], _TEXTS
+    )
+
+
+def targets(report: Report) -> str:
+    """Which targets our own rows are under, and which of them were met."""
+    lines = [_judged(verdict) for verdict in verdicts(report)]
+    return _aligned([("target of neuronetz", "measured", "target", ""), *lines], {0, 1, 2, 3})
+
+
+def _aligned(lines: list[tuple[str, ...]], texts: set[int]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if index in _TEXTS else cell.rjust(width)
+            cell.ljust(width) if index in texts else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )
 
 
-def per_request_us(row: Row, part: str) -> float:
-    """CPU microseconds for each reply, of the ``peer``, its ``stores``, or the ``rest``."""
-    return row.median(lambda sample: 1e6 * float(getattr(sample, f"{part}_s")) / max(1, sample.replies))
-
-
-def rate(sample: Sample) -> float:
-    """Replies a second."""
-    return sample.replies / sample.seconds
+def _judged(verdict: Verdict) -> tuple[str, ...]:
+    words = {True: "met", False: "MISSED", None: "not judged"}
+    return (verdict.what, verdict.measured, verdict.target, words[verdict.met])
 
 
 def _measured(row: Row) -> tuple[str, ...]:
@@ -55,16 +62,16 @@ def _measured(row: Row) -> tuple[str, ...]:
         f"{1e3 * row.median(value):.2f}" if direct else f"{1e3 * row.added(value):+.2f}"
         for value in (lambda sample: sample.p50_s, lambda sample: sample.p99_s)
     ]
-    own = per_request_us(row, "peer")
-    stores = per_request_us(row, "stores")
+    own = row.cpu_us()
+    stores = row.cpu_us("stores")
     return (
         row.shape.name,
         str(row.clients),
         row.peer,
-        f"{row.median(rate):.0f}",
+        f"{row.median(lambda sample: sample.rate):.0f}",
         _NONE if direct else f"{own:.0f}",
         f"{stores:.0f}" if stores else _NONE,
-        f"{per_request_us(row, 'rest'):.0f}",
+        f"{row.cpu_us('rest'):.0f}",
         *waits,
         f"{own / row.shape.tokens:.1f}" if row.shape.paced and not direct else _NONE,
         _NONE if direct else f"{row.median(lambda sample: sample.memory_bytes) / 2**20:.0f}",
@@ -83,3 +90,7 @@ def _failures(row: Row) -> str:
 def _left(left: Left) -> tuple[str, ...]:
     counts = ", ".join(f"{count} {name}" for name, count in left.counts.items())
     return ("leaving", str(left.clients), left.peer, *[_NONE] * (len(_NAMES) - 4), counts)
+
+
+def _found(finding: Finding) -> tuple[str, ...]:
+    return (finding.load, str(finding.clients), finding.peer, *[_NONE] * (len(_NAMES) - 4), finding.text)

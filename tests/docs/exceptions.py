@@ -13,6 +13,9 @@ NOT_RUN: dict[str, dict[str, str]] = {
     },
     "docs/BENCHMARKS.md": {
         "just bench": "takes minutes: tests/bench/test_bench.py is a short run",
+        "uv tool install 'litellm[proxy]'": "installs other projects' gateways, which the tests do without",
+        'just profile --shape "chat stream" --clients 16 --seconds 10': "takes minutes: tests/bench/test_soak.py is a short run of both",
+        "python -m tests.bench.counts        # what is counted now, and the bounds": "writes the bounds: tests/bench/test_counts.py counts the same",
     },
     "docs/CLI.md": {
         "neuronetz audit --follow                      # the latest ten, then each request within about a second of"
