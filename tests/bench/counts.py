@@ -9,7 +9,7 @@ more, and is seen on any machine. Bounds lie in ``bounds.json``; ``--set`` write
 import argparse
 import json
 import logging
-import socket
+import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -30,6 +30,7 @@ from neuronetz.stores.migrations import migrate
 from neuronetz.stores.postgres import Postgres, open_postgres
 from neuronetz.stores.redis import Redis, open_redis
 from neuronetz.telemetry.logs import configure_logs
+from neuronetz.web.connection import Connection
 from tests.bench.bench import LATE_S, Bench
 from tests.bench.peers import Serving
 from tests.bench.peers.neuronetz import WIDE
@@ -45,16 +46,14 @@ _RATE = 20.0
 _STREAMS = 8
 # The least of them: what the services do beside requests falls into some, and not into all.
 _REPEATS = 3
-_WRITES = {"send", "sendmsg", "sendall"}
-# Of C: Python's own class is made from it.
-_SOCKET = socket.SocketType
+# Where the gateway writes to clients.
+_WRITER = Connection._write.__code__
 
 
 class Counter:
-    """A profile function: calls, and writes to sockets of one local port."""
+    """A profile function: calls, and writes to clients."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self) -> None:
         self.calls = 0
         self.writes = 0
 
@@ -63,16 +62,14 @@ class Counter:
             self.calls += 1
         elif event == "c_call":
             self.calls += 1
-            if argument.__name__ in _WRITES:
-                own = argument.__self__
-                if isinstance(own, _SOCKET) and own.family == socket.AF_INET:
-                    self.writes += own.getsockname()[1] == self._port
+            if argument is os.write and frame.f_code is _WRITER:
+                self.writes += 1
 
 
 @contextmanager
-def counting(port: int) -> Iterator[Counter]:
+def counting() -> Iterator[Counter]:
     """Count in this thread, within the block."""
-    counter, before = Counter(port), sys.getprofile()
+    counter, before = Counter(), sys.getprofile()
     sys.setprofile(counter)
     try:
         yield counter
@@ -126,7 +123,7 @@ async def _job(bench: Bench, serving: Serving, shape: Shape, seconds: float) -> 
 
 async def _per_reply(bench: Bench, serving: Serving, shape: Shape, redis: Redis) -> dict[str, float]:
     before = await _reads(redis)
-    with counting(serving.port) as counter:
+    with counting() as counter:
         replies = await _job(bench, serving, shape, _COUNTED_S)
         # What is done behind the last reply is counted with it.
         await trio.sleep(_BEHIND_S)
@@ -144,7 +141,7 @@ async def _per_token(bench: Bench, serving: Serving) -> float:
     try:
         await bench.load("open", serving, HELD, count=_STREAMS, within_s=10.0)
         for _ in range(_REPEATS):
-            with counting(serving.port) as counter:
+            with counting() as counter:
                 seen = await bench.ask("watch", seconds=_PACED_S, late_s=LATE_S)
             repeats.append(counter.calls / max(1, seen["tokens"]))
     finally:
