@@ -16,6 +16,9 @@ log = structlog.get_logger("neuronetz.audit")
 REMEMBERED = 10_000
 BATCH = 512
 
+# How long (seconds) what is to go waits for company: it harms nobody, and each removal is a round trip.
+REMOVE_AFTER_S = 0.25
+
 # Between tries (seconds) while Redis does not take them.
 FIRST_PAUSE_S = 0.2
 LAST_PAUSE_S = 5.0
@@ -74,6 +77,7 @@ class Copies:
         pause_s = FIRST_PAUSE_S
         while True:
             await self._arrived.wait()
+            await trio.sleep(REMOVE_AFTER_S)
             self._arrived = trio.Event()
             await self.remove()
             if self._pending:

@@ -160,7 +160,8 @@ class Recorder:
                 if not self._ring:
                     self._arrived = trio.Event()
                     await self._arrived.wait()
-                await trio.sleep_until(not_before)
+                if len(self._ring) < self._group_rows:
+                    await trio.sleep_until(not_before)
                 not_before = trio.current_time() + COMMIT_EVERY_S
                 if not await self._commit_group():
                     await self._keep_copies()

@@ -199,10 +199,9 @@ class Stream(HTTPStream):
         A cancellation between two of its steps would leave a reply torn, or its connection neither recycled
         nor closed nor timed. Its writes have their deadline.
         """
-        if message is None:
-            if self.closed:
-                return
-        else:
-            await trio.lowlevel.checkpoint_if_cancelled()
+        if message is None and self.closed:
+            return
+        # Of an application that was cancelled, too: its request was not answered, and the connection says so.
+        await trio.lowlevel.checkpoint_if_cancelled()
         with trio.CancelScope(shield=True):
             await self.app_send(message)
