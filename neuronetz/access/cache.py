@@ -83,14 +83,20 @@ class KeyCache:
         if held is not None:
             return held
         sweep = self._sweeps
-        read = ("MGET", *_names(prefix))
-        if not self._redis.follows:
-            value, generation = await self._redis.command(*read)
-            return _known(value) or Missing(generation or b"", sweep)
+        value, generation = await self._redis.command("MGET", *_names(prefix))
+        known = _known(value)
+        # Only what is there is followed: Redis would remember every name that somebody ever made up.
+        if isinstance(known, Entry) and self._redis.follows:
+            return await self._follow(prefix)
+        return known or Missing(generation or b"", sweep)
+
+    async def _follow(self, prefix: str) -> Entry | Missing | Revoked:
+        """Read an entry so that it may be held. It is read anew: of what changed before, nobody tells."""
+        sweep = self._sweeps
         with self._held.reading(prefix) as reading:
             # Its life is counted from before it is asked for, and so ends here no later than in Redis.
             asked = trio.current_time()
-            life = ("PTTL", _names(prefix)[0])
+            read, life = ("MGET", *_names(prefix)), ("PTTL", _names(prefix)[0])
             [(value, generation), life_ms], followed = await self._redis.read_followed(read, life)
             known = _known(value)
             # Without a life (-1) or gone meanwhile (-2), it is not one of ours, or not one any more.

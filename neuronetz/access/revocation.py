@@ -26,6 +26,9 @@ REPLAY_S = 900.0
 # connect so many ids before the last one seen are read again. Revoking twice is harmless.
 OVERLAP = 1_000
 
+# Revocations whose tombstones are waited for at once; more wait for one of these.
+AT_ONCE = 100
+
 # How long (seconds) what runs may wait for the tombstone: after it, nobody who was cut can come in again.
 TOMBSTONE_PATIENCE_S = 0.05
 
@@ -120,12 +123,13 @@ class PolicyListener:
                 keepalive_s=self._keepalive_s,
             ) as notifications:
                 await self._catch_up()
-                # Several tasks, since a revocation must not wait behind a tenant's thousand keys.
+                # Several tasks, since a revocation must not wait behind a tenant's thousand keys, nor behind
+                # another's tombstone.
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._evict_changed)
                     nursery.start_soon(self._tell_lags)
                     async for notification in notifications:
-                        await self._take(notification)
+                        await self._take(notification, nursery)
                     nursery.cancel_scope.cancel()
         finally:
             if self.listening.is_set():
@@ -141,15 +145,14 @@ class PolicyListener:
             self._note_effect(row["id"] for row in rows if row["id"] > self._last_id)
         self._last_id = latest
 
-    async def _take(self, notification: Notification) -> None:
+    async def _take(self, notification: Notification, nursery: trio.Nursery) -> None:
         if notification.channel == "key_revoked":
             revocation = parse_revocation(notification.payload)
             if revocation is not None:
-                number, prefix = revocation
-                await self._revoke([prefix])
-                self._note_effect([number])
-                self._last_id = max(self._last_id or 0, number)
-                log.info("key.revoked", prefix=prefix)
+                if len(nursery.child_tasks) < AT_ONCE:
+                    nursery.start_soon(self._revoke_one, *revocation)
+                else:
+                    await self._revoke_one(*revocation)
                 return
         else:
             change = parse_change(notification.payload)
@@ -159,6 +162,12 @@ class PolicyListener:
                 self._changed.set()
                 return
         log.warning("notification.malformed", channel=notification.channel)
+
+    async def _revoke_one(self, number: int, prefix: str) -> None:
+        await self._revoke([prefix])
+        self._note_effect([number])
+        self._last_id = max(self._last_id or 0, number)
+        log.info("key.revoked", prefix=prefix)
 
     async def _revoke(self, prefixes: Sequence[str]) -> None:
         if not prefixes:

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import hiredis
+import structlog
 import trio
 from redis.exceptions import ConnectionError, InvalidResponse, RedisError, TimeoutError
 
 from neuronetz.errors import StoreUnavailable
 from neuronetz.stores.redis_replies import error_reply
 from neuronetz.stores.redis_transport import Transport
+
+log = structlog.get_logger("neuronetz.stores")
 
 # Calls without a reply, and bytes not yet written; a call that finds more waits.
 MOST_CALLS = 4096
@@ -134,6 +137,12 @@ class Pipe:
             failure = ConnectionError(str(error))
             failure.__cause__ = error
             self.end(failure)
+        except Exception as error:
+            # What no Redis says, or a bug of ours: it costs the connection, and must not cost the process.
+            log.exception("redis.connection_failed")
+            nonsense = InvalidResponse(type(error).__name__)
+            nonsense.__cause__ = error
+            self.end(nonsense)
 
     async def _write(self) -> NoReturn:
         def leave(_: object) -> trio.lowlevel.Abort:
@@ -144,6 +153,8 @@ class Pipe:
             if not self._outgoing:
                 self._writer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(leave)
+            # Woken, then ended before its turn: those calls have been told that nothing of them was sent.
+            await trio.lowlevel.checkpoint_if_cancelled()
             data = b"".join(self._outgoing)
             self._outgoing.clear()
             await self._transport.send(data)

@@ -47,6 +47,8 @@ class PlainTransport:
             if not rest:
                 return
             await trio.lowlevel.wait_writable(self._socket)
+            # Of what was cancelled meanwhile nothing more may go: its callers are told how far it came.
+            await trio.lowlevel.checkpoint_if_cancelled()
 
     async def receive(self) -> bytes:
         """What has arrived, at least a byte; nothing at the stream's end."""

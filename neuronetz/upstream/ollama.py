@@ -61,7 +61,8 @@ class UpstreamStream:
     Leaving, for whatever reason, closes a connection whose reply was not read to its end, which makes
     Ollama stop generating; a cancellation while entering does the same. Leaving waits for nothing.
 
-    After ``UpstreamTimeout`` the block must be left: whatever waits in it is cancelled.
+    After ``UpstreamTimeout`` the block must be left: whatever waits in it is cancelled. ``read`` is called in
+    the block itself, not in a cancel scope within it that may end in the moment of the deadline.
     """
 
     def __init__(
@@ -91,11 +92,11 @@ class UpstreamStream:
             if isinstance(error, (BrokenReply, OSError)):
                 raise UpstreamFailed(retry_after=1.0) from error
             raise
-        scope.deadline = math.inf
+        self._lift()
         self._body = b""
         if (refusal := error_for(connection.status)) is not None:
             self._pool.release(connection)
-            scope.__exit__(None, None, None)
+            self._scope.__exit__(None, None, None)
             raise refusal
         self._connection = connection
         return self
@@ -122,16 +123,33 @@ class UpstreamStream:
         scope.deadline = self._first_byte_by or trio.current_time() + self._chunk_timeout_s
         try:
             chunk = await self._connection.read()
-        except trio.Cancelled:
-            if scope.cancel_called:
+        except trio.Cancelled as error:
+            if scope.cancel_called and self._renewed(error):
+                self._scope.cancel()
                 raise UpstreamTimeout(retry_after=1.0) from None
+            scope.deadline = math.inf
             raise
         except (BrokenReply, OSError) as error:
-            raise UpstreamFailed(retry_after=1.0) from error
-        finally:
             scope.deadline = math.inf
+            raise UpstreamFailed(retry_after=1.0) from error
+        self._lift()
         self._first_byte_by = 0.0
         return chunk
+
+    def _lift(self) -> None:
+        """No deadline any more. Where it passed in the moment in which the reply came, the reply counts: this
+        process may have stood still, and was the late one.
+        """
+        self._scope.deadline = math.inf
+        if self._scope.cancel_called:
+            self._renewed(None)
+
+    def _renewed(self, error: trio.Cancelled | None) -> bool:
+        """A new scope for one that is cancelled; whether ``error`` came of that alone, and of none around it."""
+        ended, self._scope = self._scope, trio.CancelScope()
+        alone = ended.__exit__(None if error is None else type(error), error, None)
+        self._scope.__enter__()
+        return alone
 
     async def drain(self) -> None:
         """After a reply's last line: read what ends the body, so that the connection can serve again.

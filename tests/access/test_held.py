@@ -272,6 +272,20 @@ async def test_neither_misses_nor_tombstones_are_held(directory: Directory, key:
     assert directory._cache._held._readings == {}
 
 
+async def test_redis_remembers_nothing_of_keys_that_are_not_there(
+    served: Directory, key: NewKey, redis: Redis
+) -> None:
+    async def followed() -> int:
+        return int((await redis.command("INFO", "stats"))["tracking_total_keys"])
+
+    assert await followed() == 2, "the entry and its generation"
+    for number in range(50):
+        await served._cache.get(f"nnz_{number:08}")
+    await served.revoke(key.prefix)
+    await served._cache.get(key.prefix)
+    assert await followed() < 2
+
+
 async def test_a_server_that_refuses_to_follow_is_asked_for_each_request(
     redis_url: str, redis: Redis, own_valkey: Any, postgres: Any, hasher: Any, key: NewKey
 ) -> None:

@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 import trio
 
+from neuronetz.access import revocation
 from neuronetz.access.directory import Directory
 from neuronetz.access.keys import NewKey
 from neuronetz.access.revocation import PolicyListener, parse_change, parse_revocation
@@ -157,6 +158,42 @@ async def test_while_redis_hangs_the_exchanges_are_told_within_100_ms_all_the_sa
                 took.append(trio.current_time() - begun)
                 own_valkey.resume()
     assert min(took) < 0.1
+
+
+async def test_while_redis_hangs_a_revocation_does_not_wait_for_the_one_before(
+    database_url: str, postgres: Postgres, own_valkey: Any, hasher: Any, issuer: Any, until: Until
+) -> None:
+    tenant_id = await issuer.tenant()
+    keys = [await issuer.key(tenant_id) for _ in range(4)]
+    took: list[float] = []
+    async with open_redis(own_valkey.url(), size=4, timeout_s=5.0) as redis:
+        station = Station(database_url, postgres, Directory(postgres, redis, hasher, cache_ttl_s=60))
+        async with station.on_duty():
+            await redis.command("PING")
+            own_valkey.pause()
+            for key in keys:
+                begun = trio.current_time()
+                await issuer.revoke(key)
+                await until(lambda key=key: key.prefix in station.revoked)
+                took.append(trio.current_time() - begun)
+            own_valkey.resume()
+            for key in keys:
+                await until(lambda key=key: station.revoked.count(key.prefix) == 2)
+                assert await redis.command("GET", f"gateway:key:{key.prefix}") == b"revoked"
+    assert min(took[1:]) < 0.1
+
+
+async def test_more_revocations_than_are_dealt_with_at_once_are_all_dealt_with(
+    station: Station, issuer: Any, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocation, "AT_ONCE", 4)
+    tenant_id = await issuer.tenant()
+    keys = [await issuer.key(tenant_id) for _ in range(20)]
+    async with station.on_duty():
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                nursery.start_soon(issuer.revoke, key)
+        await until(lambda: {key.prefix for key in keys} == set(station.revoked))
 
 
 async def test_without_redis_the_exchanges_are_told_all_the_same(

@@ -4,6 +4,7 @@ import random
 import ssl
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -360,6 +361,66 @@ async def test_a_connection_may_end_in_the_moment_in_which_a_reply_comes(own_val
                 pipe.end(redis_py.ConnectionError("by the test"))
     assert len(outcomes) == 180
     assert {True, False} == set(outcomes)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+async def test_nothing_leaves_after_its_caller_was_told_that_it_was_not_sent(
+    own_valkey: Any, redis: Redis, blocked: bool
+) -> None:
+    carried_out = told_unsent = 0
+
+    async def ask(ending: Redis) -> None:
+        nonlocal carried_out, told_unsent
+        try:
+            await ending.command("INCR", "k")
+            carried_out += 1
+        except StoreUnavailable as failure:
+            carried_out += failure.sent
+            told_unsent += not failure.sent
+
+    async def in_front(ending: Redis) -> None:
+        with pytest.raises(StoreUnavailable):
+            await ending.command("ECHO", b"x" * 300_000)
+
+    for _ in range(30):
+        async with open_redis(own_valkey.url(), size=1, timeout_s=5.0) as ending:
+            await ending.command("PING")
+            pipe = (await ending._server.link()).pipe
+            async with trio.open_nursery() as nursery:
+                if blocked:
+                    own_valkey.pause()
+                    nursery.start_soon(in_front, ending)
+                    await trio.sleep(0.05)
+                before = pipe._appended
+                nursery.start_soon(ask, ending)
+                while pipe._appended == before:
+                    await trio.lowlevel.checkpoint()
+                if blocked:
+                    await trio.sleep(0.02)
+                    own_valkey.resume()
+                    # The socket takes more, and the writer is woken, but not before the connection has ended.
+                    time.sleep(0.05)  # noqa: ASYNC251
+                    await trio.lowlevel.checkpoint()
+                pipe.end(redis_py.ConnectionError("by the test"))
+    assert told_unsent
+    assert int(await redis.command("GET", "k") or 0) <= carried_out
+
+
+async def test_what_no_redis_says_costs_the_connection_alone() -> None:
+    async def nonsense(client: trio.SocketStream) -> None:
+        while await client.receive_some():
+            # A map whose name is a list.
+            await client.send_all(b"%1\r\n*1\r\n:1\r\n:2\r\n")
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, nonsense, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        async with open_redis(f"redis://127.0.0.1:{port}/0", size=1, timeout_s=1.0) as redis:
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable) as failure:
+                    await redis.command("PING")
+                assert failure.value.reason == "InvalidResponse"
+        nursery.cancel_scope.cancel()
 
 
 async def test_closing_ends_calls_under_way_at_once(own_valkey: Any) -> None:

@@ -1,9 +1,12 @@
 """Replies of every framing, whole and torn, as the upstream's connection reads them over real sockets."""
 
+import os
+import time
 from collections.abc import Callable
 
 import pytest
 import trio
+import trio.lowlevel
 
 from neuronetz.errors import ReplyTooLarge, UpstreamFailed, UpstreamRejected, UpstreamTimeout
 from neuronetz.upstream.ollama import Upstream, open_upstream
@@ -334,6 +337,58 @@ async def test_a_cancellation_from_outside_is_no_timeout() -> None:
             await stream.read()
         assert scope.cancelled_caught
         # No deadline is left behind.
+        await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("late", ["the head", "a chunk"])
+async def test_what_came_while_this_process_stood_still_came_in_time(late: str) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        assert isinstance(peer.stream, trio.SocketStream)
+        if late == "a chunk":
+            await peer.say(CHUNKED + chunk(b"one"))
+            await trio.sleep(0.02)
+            os.write(peer.stream.socket.fileno(), chunk(b"two"))
+        else:
+            os.write(peer.stream.socket.fileno(), CHUNKED + chunk(b"one") + chunk(b"two"))
+        time.sleep(0.3)  # noqa: ASYNC251 - the whole process, its clock excepted
+        await peer.say(END)
+        await peer.closed()
+
+    async with (
+        serving(handler) as served,
+        opened(served, first_byte_timeout_s=0.1, chunk_timeout_s=0.1) as upstream,
+        upstream.stream("/api/chat", b"{}") as stream,
+    ):
+        body = b""
+        while piece := await stream.read():
+            body += piece
+            # The relay passes it on, which nothing may cancel.
+            await trio.lowlevel.checkpoint()
+        assert body == b"onetwo"
+
+
+async def test_a_cancellation_in_the_moment_of_the_deadline_is_no_timeout() -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(CHUNKED + chunk(b"ok"))
+        await peer.closed()
+
+    async with serving(silent) as served, opened(served, chunk_timeout_s=0.1) as upstream:
+        with trio.CancelScope() as outer:
+            async with trio.open_nursery() as nursery, upstream.stream("/api/chat", b"{}") as stream:
+                assert await stream.read() == b"ok"
+
+                async def stop() -> None:
+                    await trio.sleep(0.02)
+                    outer.cancel()
+                    time.sleep(0.2)  # noqa: ASYNC251 - the deadline passes before the reader has its turn
+
+                nursery.start_soon(stop)
+                with pytest.raises(trio.Cancelled):
+                    await stream.read()
+                await trio.lowlevel.checkpoint()
+        assert outer.cancelled_caught
         await trio.sleep(0.01)
 
 
