@@ -17,6 +17,9 @@ class LineSplitter:
         """Take bytes; return the lines that they complete."""
         if self.overflow:
             return []
+        if not self._tail and data.find(b"\n") == len(data) - 1 and 0 < len(data) <= self._limit:
+            # One whole line, as a model that is slower than the network sends them.
+            return [data]
         end = data.rfind(b"\n") + 1
         lines = self._complete(data[:end]) if end else []
         self._tail += data[end:]

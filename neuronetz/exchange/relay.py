@@ -12,7 +12,7 @@ from neuronetz.exchange.delivery import Delivery, Headers
 from neuronetz.exchange.outcome import CLIENTS_DOING, Verdict, verdict
 from neuronetz.exchange.registry import Running
 from neuronetz.upstream.breaker import Breaker
-from neuronetz.upstream.ollama import Upstream
+from neuronetz.upstream.ollama import Upstream, UpstreamStream
 
 _LARGE_REPLY_BYTES = 512 * 1024
 
@@ -57,12 +57,12 @@ class Relay:
                                 heard = True
                                 attempt.answering()
                                 account.conversation.begun(self._call)
-                            passed_on = reply.feed(data) if data else await self._end()
+                            passed_on = reply.feed(data) if data else await self._end(stream)
                             if reply.state is ReplyState.FINISHED:
                                 await stream.drain()
                                 break
                             if passed_on:
-                                await self._pass_on(passed_on)
+                                await self._pass_on(passed_on, stream)
                             if reply.state is ReplyState.FAILED:
                                 raise ReplyTooLarge if reply.too_large else UpstreamFailed(retry_after=1.0)
             except BaseException as error:
@@ -82,18 +82,27 @@ class Relay:
         """Send the dialect's heartbeat while the model is silent; runs until cancelled."""
         await self._delivery.keep_alive(reply_headers(self.reply.content_type), self.reply.heartbeat, every_s)
 
-    async def _end(self) -> bytes:
+    async def _end(self, stream: UpstreamStream) -> bytes:
         if self.reply.gathered < _LARGE_REPLY_BYTES:
             return self.reply.eof()
+        stream.pause()
         # Millions of numbers take long enough to hold up every other stream. Nobody waits for what a client
         # has left: the reply is not used any more then.
         return await trio.to_thread.run_sync(self.reply.eof, abandon_on_cancel=True, limiter=self._threads)
 
-    async def _pass_on(self, chunk: bytes) -> None:
-        if not self._delivery.started:
-            await self._delivery.start(200, reply_headers(self.reply.content_type))
-        self._account.first_byte()
-        await self._delivery.send(chunk)
+    async def _pass_on(self, chunk: bytes, stream: UpstreamStream) -> None:
+        delivery = self._delivery
+        if not delivery.started:
+            stream.pause()
+            await delivery.start(200, reply_headers(self.reply.content_type))
+            self._account.first_byte()
+            await delivery.send(chunk)
+        else:
+            self._account.first_byte()
+            if not delivery.send_now(chunk):
+                # However slow the client is, that is not the upstream's silence.
+                stream.pause()
+                await delivery.catch_up()
         if self._account.conversation.taken is not None:
             self._account.conversation.taken()
 

@@ -31,6 +31,9 @@ from neuronetz.upstream.wire import Origin
 _JSON = {"content-type": "application/json"}
 _PORTS = {"http": 80, "https": 443}
 
+# How much later than its time (seconds) silence between chunks may be noticed; at most a tenth of that time.
+_SLACK_S = 1.0
+
 _DRAIN_TIMEOUT_S = 0.05
 
 
@@ -73,6 +76,7 @@ class UpstreamStream:
         self._body = body
         self._first_byte_timeout_s = first_byte_timeout_s
         self._chunk_timeout_s = chunk_timeout_s
+        self._slack_s = min(_SLACK_S, chunk_timeout_s / 10)
         self._first_byte_by = 0.0
         # One for all reads: each moves its deadline. A scope for each would cost as much as the read.
         self._scope = trio.CancelScope()
@@ -120,7 +124,13 @@ class UpstreamStream:
             self._first_byte_by = 0.0
             return await self._connection.read()
         scope = self._scope
-        scope.deadline = self._first_byte_by or trio.current_time() + self._chunk_timeout_s
+        if self._first_byte_by:
+            scope.deadline = self._first_byte_by
+        else:
+            least = trio.current_time() + self._chunk_timeout_s
+            # Moved only once in a while: to move it costs as much as to read.
+            if not least <= scope.deadline <= least + self._slack_s:
+                scope.deadline = least + self._slack_s
         try:
             chunk = await self._connection.read()
         except trio.Cancelled as error:
@@ -132,9 +142,16 @@ class UpstreamStream:
         except (BrokenReply, OSError) as error:
             scope.deadline = math.inf
             raise UpstreamFailed(retry_after=1.0) from error
-        self._lift()
+        if scope.cancel_called:
+            self._lift()
         self._first_byte_by = 0.0
         return chunk
+
+    def pause(self) -> None:
+        """Have no deadline run until the next read: what is waited for now is not the upstream. Without this, the
+        time after a read counts as its silence.
+        """
+        self._lift()
 
     def _lift(self) -> None:
         """No deadline any more. Where it passed in the moment in which the reply came, the reply counts: this

@@ -46,13 +46,17 @@ class Connection(trio.abc.HalfCloseableStream):
         if self._broken:
             # Or else who goes on writing would hold up the task that is to stop it.
             await trio.lowlevel.checkpoint()
-        if self._take(data):
+        if self.put(data):
             self._in_a_row += 1
             if self._in_a_row >= _TURN_EVERY:
                 self._in_a_row = 0
                 # After the write and not before: nobody's bytes may come in between.
                 await trio.lowlevel.cancel_shielded_checkpoint()
             return
+        await self.send_owed()
+
+    async def send_owed(self) -> None:
+        """Write what ``put`` left over. Cancelled before it is through, the connection is reset."""
         try:
             await self._flush()
         finally:
@@ -61,11 +65,14 @@ class Connection(trio.abc.HalfCloseableStream):
 
     async def offer(self, data: bytes) -> None:
         """Write what may get through later: cancelled, it stays to be written before whatever comes next."""
-        if not self._take(data):
+        if not self.put(data):
             await self._flush()
 
-    def _take(self, data: bytes | bytearray | memoryview) -> bool:
-        """Write what can be written at once, and owe the rest; whether there is none."""
+    def put(self, data: bytes | bytearray | memoryview) -> bool:
+        """Write what can be written at once, and owe the rest; whether there is none.
+
+        Raises ``trio.BrokenResourceError``. Who calls it must let others have their turn often enough.
+        """
         if self._broken:
             raise trio.BrokenResourceError("nothing more can be written")
         sent = 0 if self._owed or self._turn.locked() else self._write(data)

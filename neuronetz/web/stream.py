@@ -140,6 +140,26 @@ class Stream(HTTPStream):
             self._owner.finished()
         return True
 
+    def write_now(self, data: bytes) -> bool:
+        """Write a piece that is neither the first nor the last as far as it goes at once; whether all of it was
+        taken. If not, ``catch_up`` must follow.
+        """
+        framed = self._frame(None, data, more=True)
+        try:
+            return not framed or self._connection.put(framed)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._owner.close()
+            return False
+
+    async def catch_up(self) -> bool:
+        """Write what ``write_now`` left, as ``write`` does; whether it was taken."""
+        try:
+            await self._connection.send_owed()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._owner.close()
+            return False
+        return True
+
     async def offer(self, head: Head | None, data: bytes) -> None:
         """Like ``write`` of a piece that is not the last; cancelled, it is sent ahead of what comes next."""
         framed = self._frame(head, data, more=True)

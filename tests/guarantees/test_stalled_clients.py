@@ -56,6 +56,23 @@ def stalled_at(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
+async def test_a_client_that_reads_slowly_is_no_silence_of_the_upstream(
+    asyncio_loop: Any, settings: Any, run_gateway: Any, key: str, books: Any
+) -> None:
+    quick = settings.model_copy(update={"write_timeout_s": 30.0, "chunk_timeout_s": 0.2})
+    async with run_gateway(quick) as gateway:
+        gateway._server._listeners[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        async with connected(gateway, small_window=True) as client:
+            await client.send_all(NDJSON.request(key, "[[tokens:20000]] rivers"))
+            read = bytearray(await client.receive_some(65536))
+            await trio.sleep(1)
+            with trio.fail_after(30):
+                while not read.endswith(b"0\r\n\r\n"):
+                    read += await client.receive_some(65536)
+    [row] = await books.rows(1)
+    assert (row["outcome"], row["completion_tokens"]) == ("completed", 20000)
+
+
 @pytest.mark.parametrize("shape", [NDJSON, EVENTS], ids=named)
 async def test_a_stream_that_is_not_read_gives_its_slot_back_at_the_write_deadline_and_its_connection(
     gateway: Any, mock_ollama: Any, key: str, books: Any, stalled_at: list[float], shape: Shape

@@ -290,17 +290,43 @@ async def test_silence_has_a_deadline(said: bytes, first: float, between: float)
         await trio.sleep(0.01)
 
 
-async def test_a_deadline_between_chunks_does_not_run_while_nobody_reads() -> None:
+async def test_a_deadline_between_chunks_does_not_run_during_a_pause() -> None:
     async with (
         serving(saying(CHUNKED + chunk(b"one"), chunk(b"two") + END)) as served,
         opened(served, first_byte_timeout_s=0.1, chunk_timeout_s=0.1) as upstream,
         upstream.stream("/api/chat", b"{}") as stream,
     ):
         assert await stream.read() == b"one"
+        stream.pause()
         await trio.sleep(0.3)
         assert await stream.read() == b"two"
+        stream.pause()
         await trio.sleep(0.3)
         assert await stream.read() == b""
+
+
+async def test_each_read_has_its_whole_time_and_hardly_more() -> None:
+    pieces = 8
+
+    async def slow(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(CHUNKED)
+        for _ in range(pieces):
+            await peer.say(chunk(b"x"))
+            await trio.sleep(0.15)
+        await peer.closed()
+
+    async with (
+        serving(slow) as served,
+        opened(served, chunk_timeout_s=0.25) as upstream,
+        upstream.stream("/api/chat", b"{}") as stream,
+    ):
+        for _ in range(pieces):
+            assert await stream.read()
+        silent_since = trio.current_time()
+        with pytest.raises(UpstreamTimeout):
+            await stream.read()
+        assert 0.24 < trio.current_time() - silent_since < 0.5
 
 
 async def test_a_block_that_waits_on_after_the_deadline_ends_with_it() -> None:
