@@ -10,7 +10,7 @@ CPU_US = {"whole": 1500.0, "burst": 2000.0}
 FIRST_MS = 2.0
 # Where several clients ask bursts in a closed loop, a wait is the queue that they are; paced ones leave room.
 FIRST_CLIENTS = {"whole": (), "burst": (1,), "paced": (1, 16)}
-TOKEN_US, TOKEN_AT = 60.0, 64
+TOKEN_US, TOKEN_AT = 60.0, (64, 512)
 IDLE_KIB = 100.0
 START_UP_S = 1.0
 WORKERS_RATE = 1.7
@@ -47,8 +47,9 @@ def _of_finding(finding: Finding) -> Iterator[Verdict]:
     if not finding.peer.startswith(Neuronetz.name):
         return
     figures = finding.figures
-    if finding.load == "streams held" and (cost := figures.get(f"token_us at {TOKEN_AT}")) is not None:
-        yield _at_most(f"{TOKEN_AT} streams held: CPU us/token", cost, TOKEN_US)
+    for number in TOKEN_AT:
+        if finding.load == "streams held" and (cost := figures.get(f"token_us at {number}")) is not None:
+            yield _at_most(f"{number} streams held: CPU us/token", cost, TOKEN_US)
     if finding.load == "many streams":
         what = f"{finding.clients} streams, {finding.peer}: tokens late or missing"
         yield _at_most(what, figures["missed"], 0)

@@ -57,4 +57,4 @@ def test_what_is_above_its_bound_or_has_none_is_said() -> None:
         "calls: 111.00, and at most 110.0 are allowed",
     ]
     assert exceeded(found, bounds_of(found)) == []
-    assert exceeded({name: value * 1.2 for name, value in found.items()}, bounds_of(found)) != []
+    assert exceeded({name: value * 1.3 for name, value in found.items()}, bounds_of(found)) != []
