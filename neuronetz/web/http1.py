@@ -24,6 +24,10 @@ from neuronetz.web.strict_http1 import StrictConnection
 # How often (seconds) a socket is asked whether its client has left, where the reader does not read on.
 _LOOK_S = 0.05
 
+# A body's pieces let others have their turn once in so many: what is received at once may be ten thousand
+# chunks of one byte.
+_TURN_EVERY = 16
+
 
 class _Http1(H11Protocol):
     """HTTP/1 alone, strictly read. An Upgrade is ignored, as a server may: HTTP/2 has flow control of its own,
@@ -38,6 +42,7 @@ class _Http1(H11Protocol):
         self._channel = channel
         self._nursery = nursery
         self._paused: trio.Event | None = None
+        self._pieces = 0
 
     @property
     def last(self) -> bool:
@@ -63,6 +68,10 @@ class _Http1(H11Protocol):
     async def read(self, data: bytes) -> bool:
         """Deal with what was received; empty is its end. Returns whether the client is still there."""
         self.strict.receive_data(data)
+        return await self.go_on()
+
+    async def go_on(self) -> bool:
+        """Deal with what was received and not read yet, as ``read`` does. Cancelled, it may be called anew."""
         while True:
             if self.strict.client_is_waiting_for_100_continue:
                 await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
@@ -86,8 +95,12 @@ class _Http1(H11Protocol):
     async def _hand_over(self, event: h11.Data | h11.EndOfMessage, body: Body) -> None:
         if isinstance(event, h11.EndOfMessage):
             body.end()
-        elif (room := body.feed(event.data)) is not None:
+            return
+        self._pieces += 1
+        if (room := body.feed(event.data)) is not None:
             await room.wait()
+        elif self._pieces % _TURN_EVERY == 0:
+            await trio.lowlevel.checkpoint()
 
     async def _pause(self) -> bool:
         """Wait until the reply is over. Where a client has sent more behind its request (the next one, a stray
@@ -200,13 +213,14 @@ class Channel(TCPServer):
         self.protocol.close()
 
     async def _read_requests(self) -> None:
-        while True:
+        # An end of the patience may have come in between what was received.
+        there = await self.protocol.go_on()
+        while there:
             try:
                 data = await self.stream.receive_some()
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 return
-            if not await self.protocol.read(data) or not data:
-                return
+            there = await self.protocol.read(data) and bool(data)
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):

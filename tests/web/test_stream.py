@@ -1,9 +1,11 @@
 """Replies that are written directly: how they are framed, in how many sends, and what ends a write."""
 
 import contextlib
+import itertools
 import os
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -449,3 +451,50 @@ async def test_a_connection_closes_when_it_was_idle_for_so_long() -> None:
             began = trio.current_time()
             assert await rest(silent) == b""
             assert 0.2 < trio.current_time() - began < 1.0
+
+
+async def test_a_body_in_tiny_chunks_lets_others_have_their_turn() -> None:
+    seen: list[int] = []
+
+    async def talk(line: Stream) -> None:
+        line.body.drop()
+
+        async def look() -> None:
+            while True:
+                seen.append(line.body.dropped)
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            while await line.body.news():
+                pass
+            nursery.cancel_scope.cancel()
+        await line.write((200, HEADERS, 2), b"ok", more=False)
+
+    async with serving(talk) as server, await connect(server.port) as client:
+        await client.send_all(b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await client.send_all(b"1\r\nx\r\n" * 10_000 + b"0\r\n\r\n")
+        await until(client, b"ok")
+    assert seen[-1] > 9_900
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 64
+
+
+async def test_requests_that_come_when_the_patience_ends_are_all_answered() -> None:
+    async def talk(line: Stream) -> None:
+        await trio.sleep(0.05)
+        await line.write((200, HEADERS, 2), b"ok", more=False)
+
+    async with serving(talk) as server:
+        server._config.keep_alive_timeout = 0.2
+        async with await connect(server.port) as client:
+            await trio.sleep(0.1)
+            server._config.keep_alive_timeout = 5.0
+            # Not by Trio, which would give the server its turn; then both are due in one and the same turn.
+            os.write(client.socket.fileno(), REQUEST * 2)
+            time.sleep(0.2)  # noqa: ASYNC251 - it is to block
+            received = b""
+            with trio.fail_after(2):
+                while received.count(b"ok") < 2:
+                    data = await client.receive_some(65536)
+                    assert data, received
+                    received += data
