@@ -176,7 +176,8 @@ class Stream(HTTPStream):
         start = b"" if head is None else self._begin(*head)
         framing = self._framing
         if framing is None:
-            if self.closed:
+            # The server's own answer to what it cannot read may still be on its way.
+            if self.closed or self._owner.strict.their_state is h11.ERROR:
                 return None
             raise RuntimeError("a reply begins with its head")
         if self._unsaid is not None:

@@ -498,3 +498,38 @@ async def test_requests_that_come_when_the_patience_ends_are_all_answered() -> N
                     data = await client.receive_some(65536)
                     assert data, received
                     received += data
+
+
+async def test_nothing_comes_in_between_while_the_server_says_what_it_cannot_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[bool] = []
+    asked, full = trio.Event(), False
+
+    class System:
+        read = staticmethod(os.read)
+
+        @staticmethod
+        def write(fd: int, data: bytes) -> int:
+            if full:
+                raise BlockingIOError
+            return os.write(fd, data)
+
+    async def talk(line: Stream) -> None:
+        nonlocal full
+        full = True
+        asked.set()
+        await trio.sleep(0.1)
+        for head in ((200, HEADERS, None), None):
+            taken.append(await line.write(head, b"no", more=True))
+        full = False
+        await line.body.wait_closed()
+
+    monkeypatch.setattr(connection_module, "os", System)
+    async with serving(talk) as server, await connect(server.port) as client:
+        await client.send_all(b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await asked.wait()
+        await client.send_all(b"not a chunk\r\n")
+        received = await rest(client)
+    assert taken == [False, False]
+    assert (received[:13], b"no" in received) == (b"HTTP/1.1 400 ", False)
