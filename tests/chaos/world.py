@@ -1,7 +1,6 @@
 """What a run runs before: stores, the mock and the gateways, all as processes, in a folder of its own."""
 
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -14,6 +13,7 @@ import httpx
 import trio
 import trio_asyncio
 
+from neuronetz.embedded.ports import held_port
 from neuronetz.embedded.postgres import EmbeddedPostgres
 from neuronetz.embedded.valkey import EmbeddedValkey
 from neuronetz.stores.migrations import migrate
@@ -138,23 +138,24 @@ async def open_world(keep: Path | None = None) -> AsyncIterator[World]:
         await postgres_server.start()
         async with trio_asyncio.open_loop():
             await migrate(postgres_server.dsn())
-            async with (
-                open_postgres(postgres_server.dsn(), size=2, timeout_s=5.0) as postgres,
-                open_redis(valkey_server.url(), size=4, timeout_s=5.0) as redis,
-            ):
-                accounts = await open_accounts(postgres)
-                mock = Mock(folder, [account.model for account in accounts], _free_port())
-                await mock.start()
-                stores = {"DATABASE_URL": postgres_server.dsn(), "REDIS_URL": valkey_server.url()}
-                env = _ENV | stores | {"OLLAMA_URL": mock.url}
-                gateways += [
-                    Gateway(number, workers, env, folder / f"gateway-{number}.log")
-                    for number, workers in enumerate(GATEWAYS)
-                ]
-                async with trio.open_nursery() as nursery:
-                    for gateway in gateways:
-                        nursery.start_soon(gateway.start)
-                yield World(postgres_server, valkey_server, mock, gateways, accounts, postgres, redis)
+            with held_port() as mock_port:
+                async with (
+                    open_postgres(postgres_server.dsn(), size=2, timeout_s=5.0) as postgres,
+                    open_redis(valkey_server.url(), size=4, timeout_s=5.0) as redis,
+                ):
+                    accounts = await open_accounts(postgres)
+                    mock = Mock(folder, [account.model for account in accounts], mock_port)
+                    await mock.start()
+                    stores = {"DATABASE_URL": postgres_server.dsn(), "REDIS_URL": valkey_server.url()}
+                    env = _ENV | stores | {"OLLAMA_URL": mock.url}
+                    gateways += [
+                        Gateway(number, workers, env, folder / f"gateway-{number}.log")
+                        for number, workers in enumerate(GATEWAYS)
+                    ]
+                    async with trio.open_nursery() as nursery:
+                        for gateway in gateways:
+                            nursery.start_soon(gateway.start)
+                    yield World(postgres_server, valkey_server, mock, gateways, accounts, postgres, redis)
     finally:
         with trio.CancelScope(shield=True):
             for gateway in gateways:
@@ -179,9 +180,3 @@ def _short_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="nnz-chaos-"))
     folder.chmod(0o711)
     return folder
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -198,9 +198,25 @@ async def test_a_server_that_cannot_start_says_where_to_look(
     with (folder / "postgresql.conf").open("a") as file:
         file.write("no_such_setting = 1\n")
     server = EmbeddedPostgres(folder, fsync=False)
-    with pytest.raises(EmbeddedServerError, match=r"ended with status 1 while starting; see .*postgres\.log"):
+    with pytest.raises(EmbeddedServerError, match=r"ended with status 1 while starting .*postgres\.log") as failed:
         await server.start()
-    assert "no_such_setting" in server.log_file.read_text()
+    said = server.log_file.read_text()
+    assert "no_such_setting" in said
+    assert f"({said.splitlines()[-1]}); see" in str(failed.value)
+
+
+async def test_an_initdb_that_fails_says_why(
+    asyncio_loop: object, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = own_folder / "pginstall" / "bin"
+    programs.mkdir(parents=True)
+    program = programs / "initdb"
+    program.write_text("#!/bin/sh\necho there is no room >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("neuronetz.embedded.postgres._BIN", programs)
+    server = EmbeddedPostgres(own_folder / "postgres", fsync=False)
+    with pytest.raises(EmbeddedServerError, match=r"initdb ended with status 3 \(there is no room\); see"):
+        await server.start()
 
 
 async def test_a_crash_ends_the_block_with_an_error(

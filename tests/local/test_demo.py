@@ -12,6 +12,8 @@ import httpx
 import pytest
 import trio
 
+from neuronetz.embedded.ports import held_port
+
 ANYWHERE = ("--port", "0", "--metrics-port", "0")
 
 
@@ -181,28 +183,27 @@ async def _listener() -> Any:
 async def test_dev_becomes_ready_without_an_ollama_and_picks_it_up_when_it_appears(
     own_folder: Path, start: Any, launch: Any, ollama_first: bool
 ) -> None:
-    with await _listener() as free:
-        port = free.getsockname()[1]
-    args = ("dev", *ANYWHERE, "--ollama", f"http://127.0.0.1:{port}", "--data-dir", str(own_folder), "--json")
-    async with start(*args) as run:
-        assert run.ready["models"] == []
-        with trio.fail_after(5):
-            while b"no models" not in run.errors:
-                await trio.sleep(0.01)
-        auth = {"authorization": f"Bearer {run.ready['api_key']}"}
-        async with (
-            launch("mock-ollama", "--port", str(port)),
-            httpx.AsyncClient(base_url=run.ready["base_url"], headers=auth, trust_env=False) as client,
-        ):
-            with trio.fail_after(30):
-                while not (await client.get("/api/tags")).json()["models"]:
-                    await trio.sleep(0.1)
-        assert await run.end() == 0
-    async with start(*args) as again:
-        async with httpx.AsyncClient(base_url=again.ready["base_url"], trust_env=False) as client:
-            # A developer's earlier key stands in some client's settings: it goes on working.
-            assert (await client.get("/api/tags", headers=auth)).status_code == 200
-        assert await again.end() == 0
+    with held_port() as port:
+        args = ("dev", *ANYWHERE, "--ollama", f"http://127.0.0.1:{port}", "--data-dir", str(own_folder), "--json")
+        async with start(*args) as run:
+            assert run.ready["models"] == []
+            with trio.fail_after(5):
+                while b"no models" not in run.errors:
+                    await trio.sleep(0.01)
+            auth = {"authorization": f"Bearer {run.ready['api_key']}"}
+            async with (
+                launch("mock-ollama", "--port", str(port)),
+                httpx.AsyncClient(base_url=run.ready["base_url"], headers=auth, trust_env=False) as client,
+            ):
+                with trio.fail_after(30):
+                    while not (await client.get("/api/tags")).json()["models"]:
+                        await trio.sleep(0.1)
+            assert await run.end() == 0
+        async with start(*args) as again:
+            async with httpx.AsyncClient(base_url=again.ready["base_url"], trust_env=False) as client:
+                # A developer's earlier key stands in some client's settings: it goes on working.
+                assert (await client.get("/api/tags", headers=auth)).status_code == 200
+            assert await again.end() == 0
 
 
 async def test_a_folder_that_holds_something_else_is_never_made_a_demos(own_folder: Path, run: Any) -> None:

@@ -2,11 +2,10 @@
 
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 import trio
+
+from neuronetz.embedded.ports import held_port
 
 CADDYFILE = Path(__file__).parents[2] / "Caddyfile"
 CADDY = shutil.which("caddy")
@@ -64,8 +65,12 @@ def caddy(own_folder: Path) -> RunCaddy:
 
     @asynccontextmanager
     async def run(*upstreams: str, **variables: str) -> AsyncIterator[Proxy]:
-        with _free_ports() as (port, http_port):
-            pass
+        with held_port() as port, held_port() as http_port:
+            async with serving(port, http_port, *upstreams, **variables) as proxy:
+                yield proxy
+
+    @asynccontextmanager
+    async def serving(port: int, http_port: int, *upstreams: str, **variables: str) -> AsyncIterator[Proxy]:
         proxy = Proxy(port, http_port, own_folder / "caddy/pki/authorities/local/root.crt", own_folder / "log")
         environment = {
             "PATH": os.environ["PATH"],
@@ -100,19 +105,6 @@ def caddy(own_folder: Path) -> RunCaddy:
 async def proxy(gateway: Any, caddy: RunCaddy) -> AsyncIterator[Proxy]:
     async with caddy(gateway.base_url) as proxy:
         yield proxy
-
-
-@contextmanager
-def _free_ports() -> Any:
-    """Two ports that are free for TCP, the first for UDP as well."""
-    with (
-        socket.create_server(("", 0)) as first,
-        socket.create_server(("", 0)) as second,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
-    ):
-        port = first.getsockname()[1]
-        datagrams.bind(("", port))
-        yield port, second.getsockname()[1]
 
 
 async def _ready(proxy: Proxy, process: trio.Process) -> None:

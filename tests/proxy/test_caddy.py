@@ -13,6 +13,7 @@ import httpx
 import pytest
 import trio
 
+from neuronetz.embedded.ports import held_port
 from neuronetz.gateway import open_gateway
 from tests.proxy.conftest import CADDY, CADDYFILE, Proxy, RunCaddy
 from tests.shapes import STREAMS, Shape, named
@@ -308,22 +309,19 @@ async def test_headers_without_end_are_refused(proxy: Proxy, http2: bool) -> Non
 
 @VERSIONS
 async def test_a_gateway_that_is_gone_is_a_clear_answer_and_soon(caddy: RunCaddy, http2: bool) -> None:
-    nobody = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = nobody[0].socket.getsockname()[1]
-    for listener in nobody:
-        await listener.aclose()
-    async with caddy(f"127.0.0.1:{port}") as proxy, proxy.client(http2=http2) as client:
-        for path, shape in (
-            ("/api/tags", {"error"}),
-            ("/v1/models", {"message", "type", "param", "code"}),
-            ("/v1/messages", {"type", "message"}),
-        ):
-            with trio.fail_after(5):
-                reply = await client.get(path)
-            assert reply.status_code in (502, 503)
-            error = reply.json()["error"]
-            assert set(error if isinstance(error, dict) else reply.json()) == shape
-            assert reply.headers["cache-control"] == "no-store"
+    with held_port() as nobody:
+        async with caddy(f"127.0.0.1:{nobody}") as proxy, proxy.client(http2=http2) as client:
+            for path, shape in (
+                ("/api/tags", {"error"}),
+                ("/v1/models", {"message", "type", "param", "code"}),
+                ("/v1/messages", {"type", "message"}),
+            ):
+                with trio.fail_after(5):
+                    reply = await client.get(path)
+                assert reply.status_code in (502, 503)
+                error = reply.json()["error"]
+                assert set(error if isinstance(error, dict) else reply.json()) == shape
+                assert reply.headers["cache-control"] == "no-store"
 
 
 @VERSIONS

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.bench.peers.peer import Peer, Serving, free_port, listening
+from neuronetz.embedded.ports import held_port
+from tests.bench.peers.peer import Peer, Serving, listening
 from tests.bench.processes import started
 from tests.bench.shapes import MODEL, Shape
 
@@ -45,16 +46,17 @@ class LiteLLM(Peer):
 
     @asynccontextmanager
     async def opened(self, upstream_port: int, folder: Path) -> AsyncIterator[Serving]:
-        port, log = free_port(), folder / "litellm.log"
-        configuration, logging = folder / "litellm.yaml", folder / "litellm-logging.json"
-        # YAML reads JSON.
-        configuration.write_text(json.dumps(_configuration(upstream_port)))
-        logging.write_text(json.dumps({"version": 1, "disable_existing_loggers": True}))
-        command = [str(self._program), "--config", str(configuration), "--log_config", str(logging)]
-        command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False"]
-        async with started(command, log, _environment(folder), heard=False) as process:
-            await listening(port, process, log)
-            yield Serving(port, (process.pid,), _KEY)
+        log = folder / "litellm.log"
+        with held_port() as port:
+            configuration, logging = folder / "litellm.yaml", folder / "litellm-logging.json"
+            # YAML reads JSON.
+            configuration.write_text(json.dumps(_configuration(upstream_port)))
+            logging.write_text(json.dumps({"version": 1, "disable_existing_loggers": True}))
+            command = [str(self._program), "--config", str(configuration), "--log_config", str(logging)]
+            command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False"]
+            async with started(command, log, _environment(folder), heard=False) as process:
+                await listening(port, process, log)
+                yield Serving(port, (process.pid,), _KEY)
 
 
 def _configuration(upstream_port: int) -> dict[str, object]:

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.bench.peers.peer import Peer, Serving, free_port, listening
+from neuronetz.embedded.ports import held_port
+from tests.bench.peers.peer import Peer, Serving, listening
 from tests.bench.processes import started
 
 
@@ -40,10 +41,11 @@ http {{
 
     @asynccontextmanager
     async def opened(self, upstream_port: int, folder: Path) -> AsyncIterator[Serving]:
-        port, log = free_port(), folder / "nginx.log"
-        configuration = folder / "nginx.conf"
-        configuration.write_text(self._CONFIGURATION.format(upstream=upstream_port, port=port))
-        command = [str(self._program), "-p", str(folder), "-c", str(configuration), "-e", "stderr"]
-        async with started(command, log) as process:
-            await listening(port, process, log)
-            yield Serving(port, (process.pid,))
+        log = folder / "nginx.log"
+        with held_port() as port:
+            configuration = folder / "nginx.conf"
+            configuration.write_text(self._CONFIGURATION.format(upstream=upstream_port, port=port))
+            command = [str(self._program), "-p", str(folder), "-c", str(configuration), "-e", "stderr"]
+            async with started(command, log) as process:
+                await listening(port, process, log)
+                yield Serving(port, (process.pid,))

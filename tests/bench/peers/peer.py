@@ -1,6 +1,5 @@
 """What a peer is: how it is found, started, and asked."""
 
-import socket
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -59,12 +58,6 @@ class Direct(Peer):
     @asynccontextmanager
     async def opened(self, upstream_port: int, folder: Path) -> AsyncIterator[Serving]:
         yield Serving(upstream_port, ())
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def listening(port: int, process: Lines, log: Path) -> None:

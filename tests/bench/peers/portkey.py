@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.bench.peers.peer import Peer, Serving, free_port, listening
+from neuronetz.embedded.ports import held_port
+from tests.bench.peers.peer import Peer, Serving, listening
 from tests.bench.processes import started
 from tests.bench.shapes import Shape
 
@@ -48,13 +49,14 @@ class Portkey(Peer):
 
     @asynccontextmanager
     async def opened(self, upstream_port: int, folder: Path) -> AsyncIterator[Serving]:
-        port, log = free_port(), folder / "portkey.log"
-        command = [str(self._node), str(self._server), f"--port={port}", "--headless"]
-        env = {"PATH": os.environ["PATH"], "HOME": str(folder), "NODE_ENV": "production"}
-        async with started(command, log, env, heard=False) as process:
-            await listening(port, process, log)
-            where = f"x-portkey-custom-host: http://127.0.0.1:{upstream_port}/v1"
-            yield Serving(port, (process.pid,), "none", ("x-portkey-provider: openai", where))
+        log = folder / "portkey.log"
+        with held_port() as port:
+            command = [str(self._node), str(self._server), f"--port={port}", "--headless"]
+            env = {"PATH": os.environ["PATH"], "HOME": str(folder), "NODE_ENV": "production"}
+            async with started(command, log, env, heard=False) as process:
+                await listening(port, process, log)
+                where = f"x-portkey-custom-host: http://127.0.0.1:{upstream_port}/v1"
+                yield Serving(port, (process.pid,), "none", ("x-portkey-provider: openai", where))
 
 
 def _version(server: Path) -> tuple[int, ...]:
