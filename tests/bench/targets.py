@@ -63,10 +63,12 @@ def _of_finding(finding: Finding) -> Iterator[Verdict]:
 
 def _of_workers(finding: Finding) -> Verdict:
     rate, free, workers = (finding.figures[name] for name in ("rate", "free", "workers"))
+    share = finding.figures.get("share", 1.0)
     what, target = f"{finding.clients} workers: times the rate of one", f">= {WORKERS_RATE}"
-    if free < workers:
-        return Verdict(what, f"{rate:.2f}, with {free:.1f} processors free for {workers:.0f}", target, None)
-    return Verdict(what, f"{rate:.2f}", target, rate >= WORKERS_RATE)
+    measured = f"{rate:.2f}" if share == 1.0 else f"{rate:.2f}, each held to {share:.0%} of a processor"
+    if free < workers * share:
+        return Verdict(what, f"{measured}, with {free:.1f} processors free for {workers:.0f}", target, None)
+    return Verdict(what, measured, target, rate >= WORKERS_RATE)
 
 
 def _at_most(what: str, measured: float, bound: float) -> Verdict:

@@ -165,13 +165,15 @@ def test_targets_are_met_missed_or_not_judged() -> None:
         Finding("idle streams", 256, "nginx", "", {"kib": 200.0}),
         Finding("workers", 2, Neuronetz.name, "", {**figures, "free": 1.5}),
         Finding("workers", 2, Neuronetz.name, "", {**figures, "free": 2.5}),
+        Finding("workers", 2, Neuronetz.name, "", {**figures, "free": 0.7, "share": 0.3, "rate": 1.7}),
+        Finding("workers", 2, Neuronetz.name, "", {**figures, "free": 0.5, "share": 0.3}),
         Finding("many streams", 1000, f"{Neuronetz.name} x2", "", {"missed": 1.0}),
         Finding("start-up", 1, Neuronetz.name, "", {"seconds": 0.99}),
     ]
     report = Report(rows, findings=findings)
     assert [verdict.met for verdict in verdicts(report)] == [
         *(True, False, True),
-        *(False, True, None, False, False, True),
+        *(False, True, None, False, True, None, False, True),
     ]
     assert targets(report).count("MISSED") == 4
     failing = Row(WHOLE, 256, Neuronetz.name, [_sample(1000, 1.4, 0.0025)], direct)
