@@ -42,11 +42,12 @@ from neuronetz.telemetry.metrics import Metrics
 from neuronetz.upstream.breaker import Breaker
 from neuronetz.upstream.ollama import Upstream, open_upstream
 from neuronetz.web.asgi import FrontDoor
+from neuronetz.web.listening import Listener
 from neuronetz.web.metrics import MetricsPage
 from neuronetz.web.pages import Readiness, make_pages
 from neuronetz.web.playground import load_playground
 from neuronetz.web.server import Server, address_of, open_server
-from neuronetz.web.sharing import Load, SharedListener
+from neuronetz.web.sharing import Load
 
 log = structlog.get_logger("neuronetz.gateway")
 
@@ -168,7 +169,7 @@ class Gateway:
         self,
         stop: trio.Event,
         *,
-        shared: tuple[Sequence[SharedListener], Load] | None = None,
+        shared: tuple[Sequence[Listener], Load] | None = None,
         task_status: "trio.TaskStatus[Gateway]" = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until ``stop`` is set, then drain: no new requests, running ones get the drain's time.

@@ -31,6 +31,9 @@ def serve(
     \b
     Example: neuronetz serve --workers 4
     """
+    from neuronetz import garbage
+
+    garbage.put_off()
     from neuronetz.cli.failure import Failure
     from neuronetz.cli.until_signal import run_until_signal
     from neuronetz.settings import Settings
@@ -82,6 +85,7 @@ async def _serve(settings: "Settings", stop: "trio.Event", *, json: bool) -> int
 
     import trio
 
+    from neuronetz.garbage import leave_out_the_start
     from neuronetz.gateway import open_gateway
     from neuronetz.workers.parent import Workers
 
@@ -91,9 +95,11 @@ async def _serve(settings: "Settings", stop: "trio.Event", *, json: bool) -> int
             write_json({"event": "ready", **urls, "workers": settings.workers, "pid": os.getpid()})
 
     if settings.workers > 1:
+        leave_out_the_start()
         return await Workers(settings).run(stop, announce)
     async with open_gateway(settings) as gateway, trio.open_nursery() as nursery:
         await nursery.start(gateway.run, stop)
+        leave_out_the_start()
         announce(gateway)
     return 0
 
@@ -105,6 +111,9 @@ def worker(
     listen: Annotated[list[int], typer.Option()],
 ) -> None:
     """One of the workers of: neuronetz serve --workers. Started by it alone, with inherited sockets."""
+    from neuronetz import garbage
+
+    garbage.put_off()
     from neuronetz.cli.until_signal import only
     from neuronetz.settings import Settings
     from neuronetz.telemetry.logs import configure_logs

@@ -86,12 +86,19 @@ class Pipe:
         if self.failure is not None:
             raise _unavailable(self.failure, sent=False)
         call = _Call(trio.lowlevel.current_task(), commands, self._appended, trio.current_time() + self._timeout_s)
+        if self._writer is not None and not self._pending:
+            # The first after a silence goes at once, without waiting for the writer's turn; others of this turn
+            # still go together.
+            sent = self._transport.send_now(packed)
+            self._appended += sent
+            packed = packed[sent:]
         self._pending.append(call)
-        self._outgoing.append(packed)
-        self._appended += len(packed)
-        if self._writer is not None:
-            trio.lowlevel.reschedule(self._writer)
-            self._writer = None
+        if packed:
+            self._outgoing.append(packed)
+            self._appended += len(packed)
+            if self._writer is not None:
+                trio.lowlevel.reschedule(self._writer)
+                self._writer = None
         if self._begun is not None:
             self._begun.set()
             self._begun = None

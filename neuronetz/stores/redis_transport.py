@@ -22,6 +22,12 @@ class Transport(Protocol):
 
     async def send(self, data: bytes) -> None: ...
 
+    def send_now(self, data: bytes) -> int:
+        """Send what goes out at once, while nobody sends; how many bytes that was. Never raises: what is wrong is
+        met by the next ``send``.
+        """
+        ...
+
     async def receive(self) -> bytes: ...
 
     async def aclose(self) -> None: ...
@@ -50,6 +56,14 @@ class PlainTransport:
             # Of what was cancelled meanwhile nothing more may go: its callers are told how far it came.
             await trio.lowlevel.checkpoint_if_cancelled()
 
+    def send_now(self, data: bytes) -> int:
+        try:
+            sent = self._socket.send(data)
+        except OSError:
+            return 0
+        self.taken += sent
+        return sent
+
     async def receive(self) -> bytes:
         """What has arrived, at least a byte; nothing at the stream's end."""
         while True:
@@ -75,6 +89,10 @@ class TlsTransport:
     async def send(self, data: bytes) -> None:
         self.taken += len(data)
         await self._stream.send_all(data)
+
+    def send_now(self, data: bytes) -> int:
+        """Nothing: what TLS makes of it might have to wait."""
+        return 0
 
     async def receive(self) -> bytes:
         return bytes(await self._stream.receive_some(_CHUNK))

@@ -98,7 +98,7 @@ class Pool:
     """
 
     def __init__(
-        self, origin: Origin, *, connect_timeout_s: float, idle_limit: int = 64, idle_s: float = 5.0
+        self, origin: Origin, *, connect_timeout_s: float, idle_limit: int = 64, idle_s: float = 30.0
     ) -> None:
         self._origin = origin
         self._connect_timeout_s = connect_timeout_s

@@ -17,7 +17,8 @@ from hypercorn.trio.worker_context import WorkerContext
 
 from neuronetz.web.connection import Connection
 from neuronetz.web.http1 import Channel
-from neuronetz.web.sharing import Load, SharedListener
+from neuronetz.web.listening import Listener
+from neuronetz.web.sharing import Load
 
 _IDLE_S = 75.0
 
@@ -26,19 +27,18 @@ _IDLE_S = 75.0
 VANISHED_S = 5.0
 _HEADER_BYTES = 64 * 1024
 
-Listener = trio.SocketListener | SharedListener
-
 
 class CannotListen(OSError):
     """An address is taken, or is none of this host; the message is one line that names it."""
 
 
-async def listen(host: str, port: int) -> list[trio.SocketListener]:
+async def listen(host: str, port: int) -> list[Listener]:
     """Bind. Port 0 picks a free one; raises ``CannotListen``."""
     try:
-        return await trio.open_tcp_listeners(port, host=host)
+        bound = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
         raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return [Listener(socket.socket(fileno=each.socket.detach())) for each in bound]
 
 
 def address_of(host: str, port: int) -> str:
@@ -137,10 +137,9 @@ class Server:
             await trio.aclose_forcefully(stream)
             return
         connection = Connection(stream, self._write_timeout_s)
-        state: Any = {"connection": connection}
         self.open += 1
         self._tell_load()
-        channel = Channel(self._app, self._config, self._context, state, connection)
+        channel = Channel(self._app, self._config, self._context, {}, connection)
         self._channels.add(channel)
         try:
             await channel
@@ -163,7 +162,7 @@ async def open_server(
     *,
     write_timeout_s: float,
     max_connections: int,
-    shared: tuple[Sequence[SharedListener], Load] | None = None,
+    shared: tuple[Sequence[Listener], Load] | None = None,
 ) -> AsyncIterator[Server]:
     """Bind, serve, and on leaving cut what is left. Port 0 picks a free one; raises ``CannotListen``.
 

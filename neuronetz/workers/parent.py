@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from neuronetz.services import ServiceBoard, supervise
 from neuronetz.settings import Settings
+from neuronetz.web.listening import Listener
 from neuronetz.web.metrics import MetricsPage
 from neuronetz.web.server import address_of, listen, open_server
 from neuronetz.workers.folder import collect_from, shared_folder
@@ -164,7 +165,7 @@ class Workers:
 
 
 @asynccontextmanager
-async def _bound(host: str, port: int) -> AsyncIterator[list[trio.SocketListener]]:
+async def _bound(host: str, port: int) -> AsyncIterator[list[Listener]]:
     listeners = await listen(host, port)
     try:
         yield listeners

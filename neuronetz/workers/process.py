@@ -17,9 +17,11 @@ import structlog
 import trio
 import trio_asyncio
 
+from neuronetz.garbage import leave_out_the_start
 from neuronetz.gateway import Gateway, open_gateway
 from neuronetz.settings import Settings
-from neuronetz.web.sharing import Load, SharedListener
+from neuronetz.web.listening import Listener
+from neuronetz.web.sharing import Load
 from neuronetz.workers.folder import count_into, in_use, remove_if_unused
 from neuronetz.workers.worker import CANCEL, DRAIN, READY, REFRESH, REFRESHED
 
@@ -113,7 +115,8 @@ async def _serve(settings: Settings, parent: _Parent, wish: _Wish, listen: Seque
         nursery.start_soon(parent.heed, stop, nursery.cancel_scope)
         async with open_gateway(settings) as gateway, trio.open_nursery() as serving:
             parent.gateway = gateway
-            listeners = [SharedListener(descriptor, load) for descriptor in listen]
+            listeners = [Listener(socket.socket(fileno=descriptor), load) for descriptor in listen]
             await serving.start(partial(gateway.run, stop, shared=(listeners, load)))
+            leave_out_the_start()
             parent.say(READY)
         nursery.cancel_scope.cancel()

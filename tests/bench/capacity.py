@@ -18,8 +18,8 @@ _OPEN_WITHIN_S = 60.0
 _QUIET_S = 0.5
 # A hiccup of the machine is not a peer's: what fails is tried once more.
 _TRIES = 2
-# What a worker gets where there is no whole processor for each: the rest of a machine of two is enough for the others.
-WORKER_SHARE = 0.3
+# What a worker gets where there is no whole processor for each: of two, the other half is enough for the others.
+WORKER_SHARE = 0.5
 
 
 async def streams_held(bench: Bench, numbers: tuple[int, ...], seconds: float) -> list[Finding]:

@@ -15,6 +15,7 @@ import trustme
 from neuronetz.errors import SettingsError, StoreUnavailable
 from neuronetz.stores import redis_pipe
 from neuronetz.stores.redis import Redis, Script, open_redis
+from neuronetz.stores.redis_replies import pack
 
 ADD = Script("add", "return {redis.call('INCRBY', KEYS[1], ARGV[1]), ARGV[2]}")
 
@@ -391,9 +392,12 @@ async def test_nothing_leaves_after_its_caller_was_told_that_it_was_not_sent(
                     own_valkey.pause()
                     nursery.start_soon(in_front, ending)
                     await trio.sleep(0.05)
-                before = pipe._appended
-                nursery.start_soon(ask, ending)
-                while pipe._appended == before:
+                # Of two the first goes at once, and the other waits for the writer.
+                asks = 1 if blocked else 2
+                asked = pipe._appended + asks * len(pack([("INCR", "k")]))
+                for _ in range(asks):
+                    nursery.start_soon(ask, ending)
+                while pipe._appended < asked:
                     await trio.lowlevel.checkpoint()
                 if blocked:
                     await trio.sleep(0.02)
@@ -538,3 +542,25 @@ async def test_a_url_that_cannot_be_used_is_a_settings_error(url: str) -> None:
     with pytest.raises(SettingsError):
         async with open_redis(url, size=1, timeout_s=1.0):
             pass
+
+
+async def test_the_first_call_after_a_silence_goes_at_once_and_others_of_its_turn_together(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await redis.command("PING")
+    pipe = (await redis._server.link()).pipe
+    written: list[bytes] = []
+    send = pipe._transport.send
+
+    async def noted(data: bytes) -> None:
+        written.append(data)
+        await send(data)
+
+    monkeypatch.setattr(pipe._transport, "send", noted)
+    await redis.command("ECHO", "alone")
+    assert written == []
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(redis.command, "ECHO", str(number))
+    [together] = written
+    assert together.count(b"ECHO") == 4

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 
-from neuronetz.web.connection import Connection
+from neuronetz.exchange.delivery import Line
 from neuronetz.web.server import Server, open_server
 
 CHUNK = b"x" * 65536
@@ -49,13 +49,13 @@ async def test_a_client_that_stops_reading_is_found_at_the_write_deadline() -> N
     done = trio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        connection: Connection = scope["state"]["connection"]
+        line: Line = scope["state"]["line"]
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(endless, send, [])
             await receive()
             message = await receive()
-            seen.append((message["type"], connection.stalled, trio.current_time() - began))
+            seen.append((message["type"], line.stalled, trio.current_time() - began))
             nursery.cancel_scope.cancel()
         done.set()
 

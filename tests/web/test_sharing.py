@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from neuronetz.web.sharing import Load, SharedListener
+from neuronetz.web.listening import Listener
+from neuronetz.web.sharing import Load
 
 
 @pytest.mark.parametrize(
@@ -40,11 +41,11 @@ def test_workers_that_have_not_said_anything_do_not_count(tmp_path: Path) -> Non
 
 
 @asynccontextmanager
-async def shared(tmp_path: Path) -> AsyncIterator[tuple[list[SharedListener], list[Load], int]]:
+async def shared(tmp_path: Path) -> AsyncIterator[tuple[list[Listener], list[Load], int]]:
     Load.prepare(tmp_path, 2)
     loads = [Load(tmp_path, number) for number in range(2)]
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        listeners = [SharedListener(socket.socket.dup(bound).detach(), load) for load in loads]
+        listeners = [Listener(bound.dup(), load) for load in loads]
         try:
             yield listeners, loads, bound.getsockname()[1]
         finally:
