@@ -23,6 +23,7 @@ log = structlog.get_logger("neuronetz.embedded")
 
 POLL_S = 0.02
 LEFT_OVER_TIMEOUT_S = 10.0
+_LAST_WORDS_BYTES = 400
 
 # Gives up root where asked, asks for a signal when the parent dies, and becomes the server. A program of its
 # own, since a preexec_fn runs Python between fork and exec, which is unsafe once there are threads; and
@@ -55,8 +56,10 @@ class Account(NamedTuple):
 class Child:
     """A running child process. ``ending`` is True once its end was asked for."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", log_file: Path, log_begins: int) -> None:
         self._process = process
+        self._log_file = log_file
+        self._log_begins = log_begins
         self.pid = process.pid
         self.ending = False
 
@@ -77,6 +80,7 @@ class Child:
         uid, gid = account or (-1, -1)
         launch = [str(os.getpid()), str(int(death_signal)), str(uid), str(gid)]
         with log_file.open("ab") as output:
+            log_begins = output.tell()
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _LAUNCH, *launch, *args],
                 stdin=subprocess.DEVNULL,
@@ -86,12 +90,21 @@ class Child:
                 cwd="/",
                 start_new_session=True,
             )
-        return cls(process)
+        return cls(process, log_file, log_begins)
 
     @property
     def returncode(self) -> int | None:
         """The exit status; negative for a signal, None while it runs."""
         return self._process.poll()
+
+    def last_words(self) -> str:
+        """The last line that it wrote, as a part of a message's line; empty where it wrote nothing."""
+        with suppress(OSError), self._log_file.open("rb") as file:
+            file.seek(max(self._log_begins, self._log_file.stat().st_size - _LAST_WORDS_BYTES))
+            for line in reversed(file.read().decode(errors="replace").splitlines()):
+                if words := line.strip():
+                    return f" ({words})"
+        return ""
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal; nothing happens where the child has ended."""

@@ -8,8 +8,8 @@ import signal
 import stat
 import struct
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
@@ -96,7 +96,7 @@ class EmbeddedPostgres(EmbeddedServer):
         if code is None:
             raise EmbeddedServerError(f"initdb took too long; see {self.log_file}")
         if code != 0:
-            raise EmbeddedServerError(f"initdb ended with status {code}{self.last_words()}; see {self.log_file}")
+            raise EmbeddedServerError(f"initdb ended with status {code}{child.last_words()}; see {self.log_file}")
         try:
             made.rename(self.data_dir)
         except OSError:
@@ -134,20 +134,28 @@ def _system_account(data_dir: Path) -> Account:
 
 
 def _system_entry() -> pwd.struct_passwd:
-    folder = os.open("/etc", os.O_RDONLY)
-    try:
-        # One at a time: while several useradd run at once, a user may be seen and be gone again a moment later.
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    # One at a time: while several useradd run at once, a user may be seen and be gone again a moment later.
+    with _alone():
         with suppress(KeyError):
             return pwd.getpwnam(_SYSTEM_USER)
         command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _SYSTEM_USER]
-        subprocess.run(command, check=True, capture_output=True)
-        return pwd.getpwnam(_SYSTEM_USER)
-    except (OSError, subprocess.CalledProcessError, KeyError):
-        reason = f"PostgreSQL refuses to run as root, and the user {_SYSTEM_USER} could not be made"
-        raise EmbeddedServerError(reason) from None
-    finally:
-        os.close(folder)
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+            return pwd.getpwnam(_SYSTEM_USER)
+        except (OSError, subprocess.CalledProcessError, KeyError):
+            reason = f"PostgreSQL refuses to run as root, and the user {_SYSTEM_USER} could not be made"
+            raise EmbeddedServerError(reason) from None
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No two processes of this machine at once, as far as its filesystem can lock a folder."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            folder = os.open("/etc", os.O_RDONLY)
+            stack.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
 
 
 def _allow(path: Path, bits: int, *, say: bool = False) -> None:

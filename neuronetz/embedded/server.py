@@ -18,7 +18,6 @@ log = structlog.get_logger("neuronetz.embedded")
 
 START_TIMEOUT_S = 60.0
 PROBE_TIMEOUT_S = 1.0
-LAST_WORDS_BYTES = 400
 
 Steps = Sequence[tuple[signal.Signals, float]]
 
@@ -118,17 +117,8 @@ class EmbeddedServer(ABC):
         code = await child.wait()
         if not child.ending:
             raise EmbeddedServerError(
-                f"{self.name} ended with status {code}{self.last_words()}; see {self.log_file}"
+                f"{self.name} ended with status {code}{child.last_words()}; see {self.log_file}"
             )
-
-    def last_words(self) -> str:
-        """The end of its log as a part of a message's line, empty where it wrote nothing."""
-        with suppress(OSError), self.log_file.open("rb") as file:
-            file.seek(max(0, self.log_file.stat().st_size - LAST_WORDS_BYTES))
-            for line in reversed(file.read().decode(errors="replace").splitlines()):
-                if words := line.strip():
-                    return f" ({words})"
-        return ""
 
     async def _ready(self, child: Child) -> None:
         with trio.move_on_after(START_TIMEOUT_S):
@@ -138,7 +128,7 @@ class EmbeddedServer(ABC):
                         return
                 await trio.sleep(POLL_S)
             raise EmbeddedServerError(
-                f"{self.name} ended with status {child.returncode} while starting{self.last_words()}; "
+                f"{self.name} ended with status {child.returncode} while starting{child.last_words()}; "
                 f"see {self.log_file}"
             )
         raise EmbeddedServerError(f"{self.name} took too long to start; see {self.log_file}")

@@ -1,4 +1,5 @@
-"""One connection to Redis that all calls share: those made at once leave in one write and are answered in order.
+"""One connection to Redis that all calls share: the first after a silence is written at once, those that come
+while it is under way in one write each turn, and all are answered in order.
 
 The server answers a connection's commands in the order of their arrival, so a reply belongs to the oldest call
 without one. Whatever could break that order ends the connection.

@@ -15,7 +15,8 @@ _CHUNK = 65536
 class Transport(Protocol):
     """A connected pair of byte streams. ``taken``: bytes that may have reached the server.
 
-    Both calls raise ``OSError`` or ``trio.BrokenResourceError``. One task may send while another receives.
+    ``send`` and ``receive`` raise ``OSError`` or ``trio.BrokenResourceError``. One task may send while another
+    receives.
     """
 
     taken: int

@@ -11,8 +11,6 @@ from neuronetz.web.sharing import Load
 # together wait for a hundred turns, which are long where much is being served; all of them in one would hold up
 # what is being served.
 _AT_ONCE = 16
-# The same where other processes take from the socket too: how many each has is told only once they are served.
-_AT_ONCE_SHARED = 4
 
 # How long a worker with more connections than another leaves a new one to it. An idle worker needs about a
 # tenth of that; one that has not come by then is busy.
@@ -50,6 +48,8 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
         while True:
             if not self._more:
                 await self._wait()
+                # What cancels this may have come while it was being woken: then it is others' to take.
+                await trio.lowlevel.checkpoint_if_cancelled()
             self._more -= 1
             try:
                 # Not Trio's accept: when somebody else was quicker, that would wait, and then take the
@@ -60,16 +60,21 @@ class Listener(trio.abc.Listener[trio.SocketStream]):
                 if error.errno in _OURS:
                     raise
             else:
+                self._count()
                 return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
 
     async def _wait(self) -> None:
         await trio.lowlevel.wait_readable(self.socket)
-        if self._load is None:
-            self._more = _AT_ONCE
-            return
-        if self._load.others_have_less():
+        if self._load is not None and self._load.others_have_less():
             await trio.sleep(_YIELD_S)
-        self._more = _AT_ONCE_SHARED
+        self._more = _AT_ONCE
+
+    def _count(self) -> None:
+        """Tell of it now, since it is served only in the next turn, and leave the next one to whoever has less."""
+        if self._load is not None:
+            self._load.tell_of_another()
+            if self._load.others_have_less():
+                self._more = 0
 
     async def aclose(self) -> None:
         """Close this process's handle; the socket listens on for whoever else has one."""

@@ -134,6 +134,7 @@ class Server:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         if self.open >= self._limit:
+            self._tell_load()
             await trio.aclose_forcefully(stream)
             return
         connection = Connection(stream, self._write_timeout_s)

@@ -31,6 +31,11 @@ class Load:
         """Say how many connections this worker has; None takes it out of the comparison."""
         self._counts[self._number] = _NOBODY if connections is None else connections
 
+    def tell_of_another(self) -> None:
+        """Say that this worker has one connection more."""
+        if self._counts[self._number] != _NOBODY:
+            self._counts[self._number] += 1
+
     def others_have_less(self) -> bool:
         """Whether another running worker has fewer connections than this one."""
         return any(_NOBODY < count < self._counts[self._number] for count in self._counts)

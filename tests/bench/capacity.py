@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from statistics import median
 
 import trio
@@ -154,15 +154,16 @@ async def two_workers(
     )
     figures = {"rate": rate, "cost": cost, "free": processors - others, "workers": workers}
     if processors - others < workers:
-        try:
-            with held_to(WORKER_SHARE, [pid for serving in (one, more) for pid in _serving(serving)]):
+        with ExitStack() as held:
+            try:
+                held.enter_context(held_to(WORKER_SHARE, [*_serving(one), *_serving(more)]))
+            except OSError as error:
+                text += f"; workers could not be held to a share of a processor ({error.strerror}), which root can"
+            else:
                 rate, cost, others = await compared()
-        except OSError as error:
-            text += f"; workers could not be held to a share of a processor ({error.strerror}), which root can"
-        else:
-            share = f"{WORKER_SHARE:.0%} of a processor"
-            text += f"; each held to {share}: {rate:.2f} times, the others {others:.1f}"
-            figures |= {"rate": rate, "free": processors - others, "share": WORKER_SHARE}
+                share = f"{WORKER_SHARE:.0%} of a processor"
+                text += f"; each held to {share}: {rate:.2f} times, the others {others:.1f}"
+                figures |= {"rate": rate, "free": processors - others, "share": WORKER_SHARE}
     return [Finding("workers", workers, Neuronetz.name, text, figures)]
 
 

@@ -35,6 +35,8 @@ def held_to(share: float, pids: Sequence[int]) -> Iterator[None]:
         for pid in pids:
             group = home / f"neuronetz-bench-{os.getpid()}-{next(_numbers)}"
             before = home / _group_of(pid, unified=unified)
+            # Where it is not to be seen from here, as in some containers, nobody could go back there.
+            (before / "cgroup.procs").stat()
             group.mkdir()
             stack.callback(_end, group, before)
             if unified:

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -61,10 +61,12 @@ async def test_the_worker_with_fewer_connections_gets_the_next(tmp_path: Path) -
             while True:
                 async with await listeners[number].accept():
                     taken.append(number)
+                # It has gone again, as a server tells then.
+                loads[number].tell(counts[number])
 
-        loads[0].tell(3)
-        loads[1].tell(2)
+        counts = [3, 2]
         for number in range(2):
+            loads[number].tell(counts[number])
             nursery.start_soon(accept, number)
         for turn in range(10):
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
@@ -72,6 +74,7 @@ async def test_the_worker_with_fewer_connections_gets_the_next(tmp_path: Path) -
             # The one that left this connection to the other looks for it once more before the next comes.
             await trio.sleep(0.01)
             if turn == 4:
+                counts[1] = 4
                 loads[1].tell(4)
         nursery.cancel_scope.cancel()
     assert taken == [1] * 5 + [0] * 5
@@ -102,3 +105,38 @@ async def test_a_cancelled_accept_leaves_the_connection_to_others_and_the_socket
                 async with await listeners[1].accept():
                     pass
                 assert await stream.receive_some() == b""
+
+
+async def test_connections_that_come_together_are_spread(tmp_path: Path) -> None:
+    taken = [0, 0]
+    async with shared(tmp_path) as (listeners, loads, port), AsyncExitStack() as open_ones:
+        for load in loads:
+            load.tell(0)
+        for _ in range(10):
+            await open_ones.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
+
+        async def accept(number: int) -> None:
+            while True:
+                await open_ones.enter_async_context(await listeners[number].accept())
+                taken[number] += 1
+
+        async with trio.open_nursery() as nursery:
+            for number in range(2):
+                nursery.start_soon(accept, number)
+            with trio.fail_after(5):
+                while sum(taken) < 10:
+                    await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+    assert taken == [5, 5]
+
+
+def test_a_connection_more_is_told_by_workers_that_serve_alone(tmp_path: Path) -> None:
+    Load.prepare(tmp_path, 2)
+    drained, serving = Load(tmp_path, 0), Load(tmp_path, 1)
+    serving.tell(1)
+    drained.tell(None)
+    drained.tell_of_another()
+    assert not serving.others_have_less()
+    serving.tell_of_another()
+    drained.tell(1)
+    assert serving.others_have_less()
