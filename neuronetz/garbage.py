@@ -6,11 +6,18 @@ token of any stream is passed on. Over what requests leave, it takes next to non
 """
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def put_off() -> None:
-    """Collect nothing until ``leave_out_the_start``, which must follow."""
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Within the block, collect nothing until ``leave_out_the_start`` or the end of the block."""
     gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def leave_out_the_start() -> None:

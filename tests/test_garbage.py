@@ -6,11 +6,13 @@ import sys
 _STARTS = """
 import gc
 from neuronetz import garbage
-garbage.put_off()
-assert not gc.isenabled()
-made = [[] for _ in range(1000)]
-garbage.leave_out_the_start()
+with garbage.put_off():
+    assert not gc.isenabled()
 assert gc.isenabled()
+with garbage.put_off():
+    made = [[] for _ in range(1000)]
+    garbage.leave_out_the_start()
+    assert gc.isenabled()
 looked_at = {id(thing) for thing in gc.get_objects()}
 assert not looked_at & {id(thing) for thing in made}
 since = [[]]

