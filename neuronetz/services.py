@@ -1,5 +1,6 @@
 """Supervision: a service that crashes is started again, with backoff, and says so."""
 
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ async def supervise(
 
     The pause doubles from ``base_s`` to ``cap_s`` seconds and is spread by ``jitter`` (0 to 1). A run of
     ``healthy_after_s`` seconds clears the reason of the last failure and resets the pause. Cancellation
-    passes through unchanged.
+    passes through unchanged, and alone: a failure in its very moment is logged.
     """
     service = board.entry(name)
     failures = 0
@@ -81,8 +82,12 @@ async def supervise(
                 await run()
                 nursery.cancel_scope.cancel()
             reason = "returned"
-        except Exception as error:  # noqa: BLE001 - a supervisor's very task; a trio.Cancelled passes
-            reason = _class_of(error)
+        except* Exception as failed:  # noqa: BLE001 - a supervisor's very task
+            # Not ``except``: a cancellation in the moment of a failure stands beside it in one group, and would
+            # take it out with it. So it goes on alone.
+            reason = _class_of(failed)
+            if trio.current_effective_deadline() == -math.inf:
+                log.warning("service.failed_in_ending", service=name, reason=reason)
         pause = min(cap_s, base_s * 2**failures) * (0.5 + jitter() / 2)
         failures = min(failures + 1, 16)
         service.state, service.reason = "restarting", reason

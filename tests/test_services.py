@@ -138,6 +138,34 @@ async def test_cancellation_ends_it_within_a_run_and_within_a_pause(
         assert scope.cancelled_caught
 
 
+async def test_a_failure_in_the_moment_of_a_cancellation_is_logged_and_does_not_come_out_with_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with trio.CancelScope() as scope:
+
+        async def run() -> None:
+            scope.cancel()
+            raise ValueError
+
+        await supervise("it", run, ServiceBoard())
+    assert scope.cancelled_caught
+    logged = capsys.readouterr().out
+    assert "service.failed_in_ending" in logged
+    assert "ValueError" in logged
+
+
+async def test_a_service_that_fails_at_its_cancellation_does_not_fail_its_supervisor() -> None:
+    async def run() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError
+
+    with trio.move_on_after(0.01) as scope:
+        await supervise("it", run, ServiceBoard())
+    assert scope.cancelled_caught
+
+
 async def test_what_is_no_exception_passes_through() -> None:
     async def run() -> None:
         raise KeyboardInterrupt

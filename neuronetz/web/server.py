@@ -144,8 +144,9 @@ class Server:
         self._channels.add(channel)
         try:
             await channel
-        except Exception:
-            # One connection's failure is its own: the server goes on.
+        except* Exception:
+            # One connection's failure is its own: the server goes on, and where it ends in the same moment, it
+            # does not end with this.
             logging.getLogger("neuronetz.server").exception("connection failed")
         finally:
             self.open -= 1

@@ -142,6 +142,26 @@ async def test_a_crashing_app_is_a_bare_500_and_the_server_goes_on(caplog: Any) 
                 assert b" 204 " in await client.receive_some(4096)
 
 
+async def test_a_connection_that_fails_as_the_server_is_cut_does_not_fail_the_server(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = trio.Event()
+
+    async def fail_when_cut() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            served.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("a bug")
+
+    monkeypatch.setattr("neuronetz.web.server.Channel.run", lambda channel: fail_when_cut())
+    async with serving(endless) as server, await connect(server.port):
+        await served.wait()
+    assert "connection failed" in caplog.text
+
+
 async def test_after_stop_accepting_a_running_request_ends_and_new_connections_are_refused() -> None:
     go, inside = trio.Event(), trio.Event()
 
