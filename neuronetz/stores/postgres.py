@@ -27,6 +27,8 @@ SERVER_CLASSES = ("08", "53", "57", "58", "XX", "40")
 # what is there and what we may do (42). Nothing can be checked then either, so it counts as away (G7); the
 # error itself is the cause.
 _SETUP_CLASSES = ("28", "3D", "3F", "42")
+# The last is what a connection says whose server ended it while it was idle.
+_LOST = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class Postgres:
@@ -94,12 +96,14 @@ class Postgres:
             try:
                 return await work(connection)  # type: ignore[arg-type]  # a proxy that quacks like one
             finally:
-                await self._pool.release(connection, timeout=RELEASE_TIMEOUT_S)
+                # What was carried out, or failed, stays so: a connection that cannot be made ready for others is
+                # closed by asyncpg, and that is nobody's error.
+                with suppress(*_LOST, asyncpg.PostgresError):
+                    await self._pool.release(connection, timeout=RELEASE_TIMEOUT_S)
 
         try:
             return await in_asyncio(call)
-        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            # The last is what a connection says whose server ended it while it was idle.
+        except _LOST as error:
             raise StoreUnavailable("postgres", type(error).__name__) from error
         except asyncpg.PostgresError as error:
             if (error.sqlstate or "XX").startswith(SERVER_CLASSES + _SETUP_CLASSES):
