@@ -5,6 +5,7 @@ is a copy of a migrated template, made and dropped outside the test's Trio run.
 """
 
 import asyncio
+import gc
 import itertools
 import os
 import secrets
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import hypothesis
 import pytest
 import redis as redis_py
 import trio
@@ -35,6 +37,10 @@ from neuronetz.stores.migrations import migrate
 from neuronetz.stores.postgres import Postgres, open_postgres
 from neuronetz.stores.redis import Redis, open_redis
 
+# A property that is slow once, on a machine that stands still for a moment, is no less true.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
 pytest_plugins = ("tests.gateway_fixtures",)
 
 # The server's first database, migrated; nobody connects to it while tests copy it.
@@ -46,6 +52,12 @@ MEMORY_NEEDED_BYTES = 2 * 1024**3
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: much of a test's time is spent waiting for real processes and deadlines."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """Collections of garbage need not look at all that the suite has imported: they would hold up what is timed."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

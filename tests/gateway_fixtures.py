@@ -14,6 +14,7 @@ from neuronetz.gateway import Gateway, open_gateway
 from neuronetz.settings import Settings
 from neuronetz.stores.postgres import Postgres
 from neuronetz.stores.redis import Redis
+from tests.patience import Patience
 
 MakeKey = Callable[..., Awaitable[str]]
 
@@ -156,13 +157,13 @@ class Books:
 
     async def settled(self, *, within_s: float = 0.1) -> None:
         """Fails unless no slot, lease or reservation is left, within the time that the guarantee gives."""
-        deadline = trio.current_time() + within_s
+        patience = Patience()
         while True:
             left = (await self.slots(), await self.leases(), await self.reserved())
             if left == (0, 0, 0):
                 return
-            assert trio.current_time() < deadline, f"slots, leases, reserved: {left}"
-            await trio.sleep(0.005)
+            assert patience.took < within_s, f"slots, leases, reserved: {left}"
+            await patience.nap(0.005)
 
     async def ledger(self) -> tuple[int, int, int]:
         """Prompt tokens, completion tokens and requests of the ledger."""

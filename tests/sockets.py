@@ -1,7 +1,7 @@
 """Clients at the level of sockets, which leave, stall and half-close as no library's client does."""
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,12 +18,3 @@ async def connected(gateway: Any, small_window: bool = False) -> AsyncIterator[t
     await sock.connect(("127.0.0.1", port))
     async with trio.SocketStream(sock) as stream:
         yield stream
-
-
-async def until(condition: Callable[[], bool], within_s: float) -> float:
-    """Wait for the condition; return how long it took; fail when it takes longer than it may."""
-    began = trio.current_time()
-    while not condition():
-        assert trio.current_time() - began < within_s, "not within the bound"
-        await trio.sleep(0.002)
-    return trio.current_time() - began

@@ -5,7 +5,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from neuronetz.embedded.mock_options import MockOptions
 from neuronetz.embedded.mock_reads import checked_model, fail_reading, reading
 from neuronetz.embedded.mock_requests import Body, Refused, check_options, read_body
 from neuronetz.embedded.mock_stats import MockStats
+from neuronetz.embedded.ports import held_port
 
 __all__ = ["MockOllama", "MockOptions", "MockStats", "run_mock_ollama"]
 
@@ -54,11 +55,14 @@ class MockOllama:
 
     async def serve(self, task_status: "trio.TaskStatus[MockOllama]" = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; cancellation cuts all connections."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            await self.start()
-            task_status.started(self)
-            await trio.sleep_forever()
+        # Between ``stop`` and ``start`` nobody else is given it.
+        held = held_port() if (self.host, self.port) == ("127.0.0.1", 0) else nullcontext(self.port)
+        with held as self.port:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self.start()
+                task_status.started(self)
+                await trio.sleep_forever()
 
     async def start(self) -> None:
         """Listen, after ``stop`` on the same port again."""

@@ -252,9 +252,9 @@ async def test_the_service_reaps_an_instance_that_stopped_beating(desk: Any, hou
     dead, its_reaper = house.instance("dead", dead_after_s=0.5)
     _, reaper = house.instance("one", heartbeat_s=0.1, dead_after_s=0.5)
     principal = desk.principal(LIMITS)
+    died = trio.current_time()
     await its_reaper.beat()
     await live(desk, dead, principal, ["ok", None])
-    died = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reaper.run)
         await reaper.started.wait()
@@ -459,7 +459,7 @@ async def test_an_empty_redis_ends_nothing(desk: Any, house: House) -> None:
 async def test_a_beat_whose_reply_is_lost_is_remembered_for_the_leases_sake(
     desk: Any, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admission, reaper = house.instance("frozen", heartbeat_s=0.1, dead_after_s=0.2)
+    admission, reaper = house.instance("frozen", heartbeat_s=1.0, dead_after_s=5.0)
     _, other = house.instance("other")
     principal = desk.principal(LIMITS)
     await reaper.beat()

@@ -193,7 +193,7 @@ async def test_a_model_that_is_slow_to_begin_keeps_its_client(
     asyncio_loop: Any, settings: Any, run_gateway: Any, key: str, failure: str
 ) -> None:
     """Comments come meanwhile, which the client passes over; after them a failure is one in mid-stream."""
-    changes = {"sse_heartbeat_s": 0.05, "first_byte_timeout_s": 1.0}
+    changes = {"sse_heartbeat_s": 0.05, "first_byte_timeout_s": 1.0 if failure else 10.0}
     async with run_gateway(settings.model_copy(update=changes)) as gateway:
         with openai.OpenAI(base_url=f"{gateway.base_url}/v1", api_key=key, max_retries=0, timeout=0.7) as client:
 

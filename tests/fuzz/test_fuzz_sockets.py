@@ -12,8 +12,9 @@ import trio
 from neuronetz.web.routes import BLOCKED, ROUTES
 from tests.fuzz.examples import EXAMPLES, SEED, SNIPPETS, seen
 from tests.hostile.test_requests import CASES, KEY
+from tests.patience import until
 from tests.shapes import SHAPES
-from tests.sockets import connected, until
+from tests.sockets import connected
 
 COUNT = min(EXAMPLES, 1000) or 60
 AT_ONCE = 8

@@ -56,7 +56,7 @@ async def test_concurrency_is_refused_at_once_and_free_again_afterwards(
 
     async with trio.open_nursery() as nursery:
         for _ in range(2):
-            nursery.start_soon(ask, slow(0.4))
+            nursery.start_soon(ask, slow(1.0))
         with trio.fail_after(5):
             while mock_ollama.stats.open < 2:
                 await trio.sleep(0.005)

@@ -5,6 +5,7 @@ from typing import Any
 import trio
 
 from neuronetz.gateway import Gateway
+from tests.patience import until
 
 
 async def quiet(gateway: Gateway, mock: Any) -> None:
@@ -14,8 +15,7 @@ async def quiet(gateway: Gateway, mock: Any) -> None:
     """
     postgres, redis = gateway._postgres._pool, gateway._redis._server._link.pipe
     upstream = gateway._upstream._pool
-    with trio.fail_after(0.1):
-        await mock.stats.wait_for(lambda stats: stats.open == 0)
+    await until(lambda: mock.stats.open == 0, 0.1)
     left: dict[str, int] = {}
     with trio.move_on_after(2):
         while True:

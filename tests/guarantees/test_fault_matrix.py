@@ -38,8 +38,9 @@ from tests.guarantees.fault_matrix import (
     reasons,
 )
 from tests.guarantees.faulty_wire import FaultyWire, wires
+from tests.patience import until
 from tests.shapes import Shape
-from tests.sockets import connected, until
+from tests.sockets import connected
 
 CHAT = Shape("/api/chat", True)
 STORE = {*REDIS, *POSTGRES}

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import trio
 
+from tests.patience import until
 from tests.shapes import Shape
-from tests.sockets import connected, until
+from tests.sockets import connected
 
 BOUND_S = 0.1
 CHAT = Shape("/api/chat", True)

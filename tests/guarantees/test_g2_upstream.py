@@ -12,8 +12,9 @@ import pytest
 import trio
 
 from neuronetz.gateway import open_gateway
+from tests.patience import until
 from tests.shapes import STREAMS, Shape, named
-from tests.sockets import connected, until
+from tests.sockets import connected
 
 BOUND_S = 0.1
 RUNNING = "[[tokens:10000]] [[tps:200]] rivers"

@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 
+from tests.patience import until
 from tests.shapes import Shape
-from tests.sockets import connected, until
+from tests.sockets import connected
 
 CHAT = Shape("/api/chat", False)
 

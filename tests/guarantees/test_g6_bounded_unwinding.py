@@ -7,13 +7,15 @@ same. Further: two workers and a stuck one (tests/local/test_workers.py), Redis 
 
 from typing import Any
 
+import httpx
 import trio
 
 from neuronetz.gateway import open_gateway
 from neuronetz.workers.parent import unwinding_s
 from tests.guarantees.faulty_wire import wires
+from tests.patience import until
 from tests.shapes import Shape
-from tests.sockets import connected, until
+from tests.sockets import connected
 
 CHAT = Shape("/api/chat", True)
 QUICK = {
@@ -28,6 +30,7 @@ QUICK = {
 async def test_a_shutdown_ends_in_time_with_both_stores_hung_and_a_client_that_does_not_read(
     asyncio_loop: Any, settings: Any, database_url: str, redis_url: str, mock_ollama: Any, key: str
 ) -> None:
+    bearer = {"authorization": f"Bearer {key}"}
     async with wires(database_url, redis_url) as (postgres, postgres_url, redis, faulty_redis_url):
         urls = {"database_url": postgres_url, "redis_url": faulty_redis_url}
         quick = settings.model_copy(update=QUICK | urls)
@@ -41,6 +44,12 @@ async def test_a_shutdown_ends_in_time_with_both_stores_hung_and_a_client_that_d
 
             await nursery.start(run)
             await gateway.discovery.wait_until_known(5)
+            async with httpx.AsyncClient(base_url=gateway.base_url, trust_env=False) as visitor:
+                with trio.fail_after(10):  # on a busy machine the first connections may take longer than they may
+                    while (
+                        await visitor.post(CHAT.path, json=CHAT.body("rivers"), headers=bearer)
+                    ).status_code != 200:
+                        await trio.sleep(0.05)
             async with connected(gateway, small_window=True) as client:
                 await client.send_all(CHAT.request(key, "[[tokens:1000000]] rivers"))
                 await until(lambda: mock_ollama.stats.open == 1, 3)

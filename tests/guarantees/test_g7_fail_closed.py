@@ -16,8 +16,8 @@ import trio
 
 from neuronetz.access.keys import generate
 from tests.guarantees.faulty_wire import FaultyWire, wires
+from tests.patience import until
 from tests.shapes import Shape
-from tests.sockets import until
 
 CHAT = Shape("/api/chat", False)
 
@@ -114,7 +114,9 @@ async def without_a_heartbeat(house: House) -> AsyncIterator[str]:
 async def test_what_cannot_be_checked_is_denied_until_it_can(
     house: House, mock_ollama: Any, away: Any, status: int
 ) -> None:
-    assert await house.knock() == 200
+    with trio.fail_after(10):  # on a busy machine the first connections may take longer than they may
+        while await house.knock() != 200:
+            await trio.sleep(0.05)
     asked = mock_ollama.stats.requests["/api/chat"]
     async with away(house) as key:
         assert await house.knock(key) == status

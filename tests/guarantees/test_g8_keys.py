@@ -12,8 +12,9 @@ import pytest
 import trio
 
 from neuronetz.access.keys import PREFIX_LENGTH, SECRET_LENGTH, _checksum, generate
+from tests.patience import until
 from tests.shapes import Shape
-from tests.sockets import connected, until
+from tests.sockets import connected
 
 BOUND_S = 0.1
 CHAT = Shape("/api/chat", True)

@@ -14,8 +14,9 @@ from neuronetz.errors import ClientStalled
 from neuronetz.web import server
 from neuronetz.web.connection import Connection
 from tests.guarantees.at_rest import quiet
+from tests.patience import until
 from tests.shapes import Shape, named
-from tests.sockets import connected, until
+from tests.sockets import connected
 
 WRITE_TIMEOUT_S = 0.5
 BOUND_S = 0.1
@@ -59,13 +60,13 @@ def stalled_at(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 async def test_a_client_that_reads_slowly_is_no_silence_of_the_upstream(
     asyncio_loop: Any, settings: Any, run_gateway: Any, key: str, books: Any
 ) -> None:
-    quick = settings.model_copy(update={"write_timeout_s": 30.0, "chunk_timeout_s": 0.2})
+    quick = settings.model_copy(update={"write_timeout_s": 30.0, "chunk_timeout_s": 1.0})
     async with run_gateway(quick) as gateway:
         gateway._server._listeners[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         async with connected(gateway, small_window=True) as client:
             await client.send_all(NDJSON.request(key, "[[tokens:20000]] rivers"))
             read = bytearray(await client.receive_some(65536))
-            await trio.sleep(1)
+            await trio.sleep(2)
             with trio.fail_after(30):
                 while not read.endswith(b"0\r\n\r\n"):
                     read += await client.receive_some(65536)

@@ -11,8 +11,8 @@ import structlog
 import trio
 
 from tests.hostile.wire import asked_upstream
+from tests.patience import until
 from tests.shapes import SHAPES, STREAMING, Shape
-from tests.sockets import until
 
 SHOW = "/api/show"
 ENDPOINTS = [*sorted({shape.path for shape in SHAPES}), SHOW]

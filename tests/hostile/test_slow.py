@@ -10,8 +10,9 @@ import trio
 
 from tests.hostile.test_requests import BODY, CHUNKED, KEY, LENGTH, TAGS, post
 from tests.hostile.wire import converse
+from tests.patience import until
 from tests.shapes import STREAMS, Shape, named
-from tests.sockets import connected, until
+from tests.sockets import connected
 
 BOUND_S = 0.4
 

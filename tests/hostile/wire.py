@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import trio
 
-from tests.sockets import connected, until
+from tests.patience import until
+from tests.sockets import connected
 
 _PROBE = b"GET /healthz HTTP/1.1\r\nHost: g\r\n\r\n"
 _READS = {"/api/tags", "/api/show", "/api/version", "/api/ps"}

@@ -11,8 +11,9 @@ import httpx
 import pytest
 import trio
 
+from tests.patience import until
 from tests.shapes import SHAPES, STREAMING, STREAMS, Shape, named
-from tests.sockets import connected, until
+from tests.sockets import connected
 
 CHAT = Shape("/api/chat", False)
 WHOLE = [shape for shape in SHAPES if not shape.stream and shape.path in STREAMING]
@@ -156,7 +157,7 @@ async def test_limits_do_not_multiply_with_the_number_of_gateways(
         statuses: list[int] = []
 
         async def one_request(client: httpx.AsyncClient) -> None:
-            statuses.append((await ask(client, key, "[[ttft:1]] rivers")).status_code)
+            statuses.append((await ask(client, key, "[[ttft:2]] rivers")).status_code)
 
         async with trio.open_nursery() as nursery:
             for client in [first, second] * 8:

@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from neuronetz.stores.postgres import Postgres
+from neuronetz.workers.folder import in_use
 from tests.gateway_fixtures import Books, MakeKey
 
 READY_WITHIN_S = 60
@@ -95,7 +96,7 @@ def asking(text: str) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": text}]}
 
 
-LONG = asking("[[tokens:50]] [[tps:20]]")
+LONG = asking("[[tokens:70]] [[tps:20]]")
 
 
 def serving_pid(reply: httpx.Response, pids: list[int]) -> int:
@@ -371,10 +372,11 @@ async def test_what_a_parent_left_that_died_with_its_workers_is_removed_by_the_n
             os.kill(pid, signal.SIGSTOP)  # so that none of them tidies up when its parent is gone
         served.process.kill()
         await served.process.wait()
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        await gone(pids, within_s=5)
-        assert folder.exists()
+        with in_use(folder):  # another test's gateway may start meanwhile, and would remove it
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            await gone(pids, within_s=5)
+            assert folder.exists()
     async with serve() as served:
         assert not folder.exists()
         assert all(other.is_dir() for other in served.folders())
@@ -434,7 +436,8 @@ async def test_a_worker_that_fails_again_and_again_is_restarted_ever_more_slowly
         while trio.current_time() < killing_until:
             for pid in served.workers():
                 if pid != keeper:
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             await trio.sleep(0.01)
         pauses = [event["pause_s"] for event in served.events("service.restarting")]
         # At least 0.1, 0.2, 0.4, 0.8 and 1.6 s apart, had starting and dying taken no time at all.
@@ -460,16 +463,24 @@ async def test_sigterm_to_one_worker_drains_and_replaces_it(serve: Any, make_key
 
 @pytest.mark.parametrize("workers", [3])
 async def test_connections_are_spread_evenly_even_on_an_idle_machine(serve: Any, key: str, workers: int) -> None:
-    async with serve(workers) as served, AsyncExitStack() as stack:
+    async with serve(workers) as served:
         pids = served.workers()
-        by_worker: Counter[int] = Counter()
+        # Of 72, so that one round in which a worker does not get its turn (a busy machine) does not decide.
+        by_worker = sum([await spread(served, pids) for _ in range(3)], Counter[int]())
+    assert sum(by_worker.values()) == 72
+    assert min(by_worker[pid] for pid in pids) >= 72 // workers // 2, by_worker
+
+
+async def spread(served: Served, pids: list[int]) -> Counter[int]:
+    """How many of 24 connections that come one after another each worker takes."""
+    by_worker: Counter[int] = Counter()
+    async with AsyncExitStack() as stack:
         for _ in range(24):
             client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=30))
             async with client.stream("GET", served.base_url + "/healthz") as reply:
                 by_worker[serving_pid(reply, pids)] += 1
                 await reply.aread()
-        assert sum(by_worker.values()) == 24
-        assert min(by_worker[pid] for pid in pids) >= 24 // workers // 2, by_worker
+    return by_worker
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ import trio
 
 from neuronetz.embedded.ports import held_port
 from neuronetz.gateway import open_gateway
+from tests.patience import until
 from tests.proxy.conftest import CADDY, CADDYFILE, Proxy, RunCaddy
 from tests.shapes import STREAMS, Shape, named
-from tests.sockets import until
 
 CHAT = Shape("/api/chat", True)
 EVENTS = Shape("/v1/chat/completions", True)

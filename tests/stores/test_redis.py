@@ -1,5 +1,6 @@
 """The Redis store before a real single server: one connection for all, and nothing that its failures leave unclear."""
 
+import math
 import random
 import ssl
 import time
@@ -141,11 +142,12 @@ async def test_a_script_is_sent_whole_once_and_again_when_the_server_forgot_it(r
 async def test_calls_cancelled_at_random_points_never_mix_up_the_replies_of_others(redis: Redis) -> None:
     random.seed(7)
     answered = cancelled = 0
+    longest_s = math.inf
 
     async def ask(number: int) -> None:
         nonlocal answered, cancelled
         texts = [f"{number}/{part}/{'x' * random.randrange(2000)}" for part in range(random.randrange(1, 4))]
-        with trio.move_on_after(random.random() * 0.03) as scope:
+        with trio.move_on_after(random.random() * longest_s) as scope:
             for _ in range(random.randrange(3)):
                 await trio.lowlevel.checkpoint()
             replies = await redis.pipeline([("ECHO", text) for text in texts])
@@ -155,9 +157,13 @@ async def test_calls_cancelled_at_random_points_never_mix_up_the_replies_of_othe
         cancelled += scope.cancelled_caught
 
     for start in range(0, 6000, 100):
+        began = trio.current_time()
         async with trio.open_nursery() as nursery:
             for number in range(start, start + 100):
                 nursery.start_soon(ask, number)
+        if longest_s == math.inf:
+            # About half of the others will not get that long, however fast the machine is.
+            longest_s = 1.5 * (trio.current_time() - began)
     assert answered + cancelled == 6000
     assert min(answered, cancelled) > 500, (answered, cancelled)
     assert (await redis.command("INFO", "stats"))["total_connections_received"] <= 3  # its probes, and ours
@@ -173,7 +179,7 @@ async def test_a_call_that_is_cancelled_already_is_not_sent(redis: Redis) -> Non
 
 
 async def test_a_server_that_hangs_fails_all_calls_in_time_and_is_good_again_later(own_valkey: Any) -> None:
-    async with open_redis(own_valkey.url(), size=1, timeout_s=0.3) as redis:
+    async with open_redis(own_valkey.url(), size=1, timeout_s=1.0) as redis:
         await redis.command("PING")
         own_valkey.pause()
         failures: list[StoreUnavailable] = []
@@ -188,7 +194,7 @@ async def test_a_server_that_hangs_fails_all_calls_in_time_and_is_good_again_lat
         async with trio.open_nursery() as nursery:
             for number in range(20):
                 nursery.start_soon(ask, number / 100)
-        assert trio.current_time() - began < 0.3 + 0.3
+        assert trio.current_time() - began < 1.0 + 0.6
         assert {failure.reason for failure in failures} == {"TimeoutError"}
         assert all(failure.sent for failure in failures)
         own_valkey.resume()
@@ -306,7 +312,7 @@ async def test_many_first_calls_connect_once_and_one_that_is_cancelled_does_not_
 async def test_a_server_that_takes_a_connection_and_says_nothing_is_given_up_in_time(front: Any) -> None:
     front.open = trio.Event()
     async with open_redis(tcp(front), size=1, timeout_s=0.2) as redis:
-        with trio.fail_after(0.6), pytest.raises(StoreUnavailable) as failure:
+        with trio.fail_after(1.0), pytest.raises(StoreUnavailable) as failure:
             await redis.command("PING")
         assert (failure.value.reason, failure.value.sent) == ("TimeoutError", False)
 
@@ -527,7 +533,7 @@ async def test_tls_is_checked_and_spoken(make_front: Any, own_folder: Any) -> No
             for number in range(100):
                 nursery.start_soon(ask, number)
         front.cut()
-        await trio.sleep(0.02)
+        await trio.testing.wait_all_tasks_blocked(0.02)
         assert await redis.command("PING")
     async with open_redis(url, size=1, timeout_s=2.0) as distrustful:
         with pytest.raises(StoreUnavailable) as refusal:

@@ -293,7 +293,7 @@ async def test_silence_has_a_deadline(said: bytes, first: float, between: float)
 async def test_a_deadline_between_chunks_does_not_run_during_a_pause() -> None:
     async with (
         serving(saying(CHUNKED + chunk(b"one"), chunk(b"two") + END)) as served,
-        opened(served, first_byte_timeout_s=0.1, chunk_timeout_s=0.1) as upstream,
+        opened(served, first_byte_timeout_s=0.5, chunk_timeout_s=0.5) as upstream,
         upstream.stream("/api/chat", b"{}") as stream,
     ):
         assert await stream.read() == b"one"
@@ -373,11 +373,11 @@ async def test_what_came_while_this_process_stood_still_came_in_time(late: str) 
         assert isinstance(peer.stream, trio.SocketStream)
         if late == "a chunk":
             await peer.say(CHUNKED + chunk(b"one"))
-            await trio.sleep(0.02)
+            await trio.sleep(0.05)
             os.write(peer.stream.socket.fileno(), chunk(b"two"))
         else:
             os.write(peer.stream.socket.fileno(), CHUNKED + chunk(b"one") + chunk(b"two"))
-        time.sleep(0.3)  # noqa: ASYNC251 - the whole process, its clock excepted
+        time.sleep(0.8)  # noqa: ASYNC251 - the whole process, its clock excepted
         await peer.say(END)
         await peer.closed()
 
@@ -400,7 +400,7 @@ async def test_a_cancellation_in_the_moment_of_the_deadline_is_no_timeout() -> N
         await peer.say(CHUNKED + chunk(b"ok"))
         await peer.closed()
 
-    async with serving(silent) as served, opened(served, chunk_timeout_s=0.1) as upstream:
+    async with serving(silent) as served, opened(served, chunk_timeout_s=0.5) as upstream:
         with trio.CancelScope() as outer:
             async with trio.open_nursery() as nursery, upstream.stream("/api/chat", b"{}") as stream:
                 assert await stream.read() == b"ok"
@@ -408,7 +408,7 @@ async def test_a_cancellation_in_the_moment_of_the_deadline_is_no_timeout() -> N
                 async def stop() -> None:
                     await trio.sleep(0.02)
                     outer.cancel()
-                    time.sleep(0.2)  # noqa: ASYNC251 - the deadline passes before the reader has its turn
+                    time.sleep(0.6)  # noqa: ASYNC251 - the deadline passes before the reader has its turn
 
                 nursery.start_soon(stop)
                 with pytest.raises(trio.Cancelled):

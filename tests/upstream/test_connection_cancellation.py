@@ -8,7 +8,7 @@ import trio
 
 from neuronetz.upstream.ollama import Upstream
 from tests.guarantees.checkpoints import Steps
-from tests.sockets import until
+from tests.patience import until
 from tests.upstream.scripted import CHUNKED, END, Peer, chunk, chunks, opened, serving, sized, sockets
 
 LARGE = b"x" * 4_000_000

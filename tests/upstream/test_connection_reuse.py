@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import trio
+import trio.testing
 
 from neuronetz.errors import GatewayError, ModelDenied, UpstreamFailed
+from neuronetz.upstream import ollama
 from neuronetz.upstream.pool import Pool
 from neuronetz.upstream.wire import Origin
-from tests.sockets import until
+from tests.patience import until
 from tests.upstream.scripted import CHUNKED, END, Handler, Peer, chunk, chunks, opened, serving, sized, sockets
 
 HEAD = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n"
@@ -126,7 +128,11 @@ async def test_a_reply_that_is_left_closes_its_connection_at_once(left: str) -> 
 
 
 @pytest.mark.parametrize("rest", [(END,), (b"0", b"\r", b"\n\r", b"\n"), (b"0\r\nX: y\r\n", b"\r\n")])
-async def test_a_drained_stream_leaves_a_connection_that_serves_again(rest: tuple[bytes, ...]) -> None:
+async def test_a_drained_stream_leaves_a_connection_that_serves_again(
+    rest: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama, "_DRAIN_TIMEOUT_S", 5.0)  # how brief it is has a test of its own
+
     async def handler(peer: Peer) -> None:
         while await peer.request():
             await peer.say(CHUNKED + chunk(b"last\n"), *rest)
@@ -167,7 +173,7 @@ async def test_a_connection_that_the_upstream_closed_while_idle_is_not_used() ->
     async with serving(handler) as served, opened(served) as upstream:
         for _ in range(5):
             assert await chunks(upstream) == [b"ok"]
-            await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked()
     assert len(served.peers) == 5
 
 
@@ -210,7 +216,10 @@ async def serve_at_once(pool: Pool, count: int) -> None:
         pool.release(connection)
 
 
-async def test_idle_connections_expire_and_are_closed_when_the_pool_is_touched() -> None:
+async def test_idle_connections_expire_and_are_closed_when_the_pool_is_touched(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    mock_clock.rate = 1.0  # sockets take their time; the rest is jumped over
     gone: list[int] = []
 
     async def handler(peer: Peer) -> None:
@@ -219,18 +228,18 @@ async def test_idle_connections_expire_and_are_closed_when_the_pool_is_touched()
         gone.append(peer.number)
 
     async with serving(handler) as served:
-        with pool_of(served.port, idle_s=0.2) as pool:
+        with pool_of(served.port, idle_s=200.0) as pool:
             await serve_at_once(pool, 3)
             assert pool.idle == 3
-            await trio.sleep(0.1)
+            mock_clock.jump(100.0)
             # The one that was used last serves first, so that the others can expire.
             await serve_once(pool)
-            await trio.sleep(0.15)
+            mock_clock.jump(150.0)
             await serve_once(pool)
             await until(lambda: len(gone) == 2, 1)
             assert (pool.idle, len(served.peers)) == (1, 3)
             assert sorted(gone) == [1, 2]
-            await trio.sleep(0.25)
+            mock_clock.jump(250.0)
             await serve_once(pool)
             assert len(served.peers) == 4
 

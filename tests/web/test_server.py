@@ -116,7 +116,9 @@ async def test_connections_beyond_the_limit_are_closed_at_once() -> None:
 
     async with serving(app, max_connections=1) as server, await connect(server.port) as first:
         await first.send_all(REQUEST)
-        await trio.sleep(0.05)
+        with trio.fail_after(2):
+            while server.open < 1:
+                await trio.sleep(0.001)
         async with await connect(server.port) as second:
             with trio.fail_after(2), contextlib.suppress(trio.BrokenResourceError):
                 assert await second.receive_some(1) == b""

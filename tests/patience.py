@@ -1,0 +1,36 @@
+"""Bounds on what gateway and mock do, in the time that the machine lets them run: both live in the test's process."""
+
+import time
+from collections.abc import Callable
+
+import trio
+
+# A nap that is no longer than this (seconds) is a nap, whoever had the processor meanwhile.
+_NAP_S = 0.02
+
+
+class Patience:
+    """How long (seconds) something has taken, without the time in which this process did not get a processor.
+
+    A machine that is shared stands still for a tenth of a second now and then. Trio then finds the deadline
+    and what should have come before it due in one and the same turn, and tells of the deadline. What the process
+    itself computes, and what others take to answer it, counts.
+    """
+
+    def __init__(self) -> None:
+        self.took = 0.0
+
+    async def nap(self, seconds: float = 0.002) -> None:
+        slept, used = trio.current_time(), time.process_time()
+        await trio.sleep(seconds)
+        slept, used = trio.current_time() - slept, time.process_time() - used
+        self.took += min(slept, max(_NAP_S, seconds) + used)
+
+
+async def until(condition: Callable[[], bool], within_s: float) -> float:
+    """Wait for the condition; return how long it took; fail when it takes longer than it may."""
+    patience = Patience()
+    while not condition():
+        assert patience.took < within_s, "not within the bound"
+        await patience.nap()
+    return patience.took
