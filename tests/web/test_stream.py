@@ -391,7 +391,8 @@ async def test_writing_lets_others_have_their_turn() -> None:
     async with serving(talk) as server, await connect(server.port) as client:
         await client.send_all(REQUEST)
         await until(client, b"\r\n0\r\n\r\n")
-    assert len(set(turns)) >= 3
+    # A turn in 16 writes; whose comes first in a turn of Trio's is left to chance.
+    assert max(after - before for before, after in itertools.pairwise([0, *turns, 100])) <= 3 * 16
 
 
 async def test_who_goes_on_writing_to_a_client_that_has_left_is_no_burden() -> None:
