@@ -152,8 +152,15 @@ class Streams:
 async def gone(pids: list[int], *, within_s: float) -> None:
     with trio.fail_after(within_s):
         for pid in pids:
-            while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            while lives(pid):
                 await trio.sleep(0.02)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def refused(url: str) -> bool:
