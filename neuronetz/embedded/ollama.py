@@ -55,7 +55,7 @@ class MockOllama:
 
     async def serve(self, task_status: "trio.TaskStatus[MockOllama]" = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; cancellation cuts all connections."""
-        # Between ``stop`` and ``start`` nobody else is given it.
+        # Between ``stop`` and ``start`` nobody else is given the port.
         held = held_port() if (self.host, self.port) == ("127.0.0.1", 0) else nullcontext(self.port)
         with held as self.port:
             async with trio.open_nursery() as nursery:
