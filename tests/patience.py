@@ -19,12 +19,15 @@ class Patience:
 
     def __init__(self) -> None:
         self.took = 0.0
+        self._counted_until = trio.current_time()
 
     async def nap(self, seconds: float = 0.002) -> None:
-        slept, used = trio.current_time(), time.process_time()
+        """Sleep. All that was done since the last nap, or the start, counts in full, whoever was waited for."""
+        lies_down, used = trio.current_time(), time.process_time()
         await trio.sleep(seconds)
-        slept, used = trio.current_time() - slept, time.process_time() - used
-        self.took += min(slept, max(_NAP_S, seconds) + used)
+        gets_up, used = trio.current_time(), time.process_time() - used
+        self.took += lies_down - self._counted_until + min(gets_up - lies_down, max(_NAP_S, seconds) + used)
+        self._counted_until = gets_up
 
 
 async def until(condition: Callable[[], bool], within_s: float) -> float:

@@ -28,6 +28,14 @@ async def test_what_the_process_computes_counts_and_a_stall_of_the_machine_does_
     assert took[1] < 0.2
 
 
+async def test_what_is_waited_for_between_two_naps_counts_in_full() -> None:
+    patience = Patience()
+    await patience.nap()
+    await trio.sleep(0.1)
+    await patience.nap()
+    assert 0.1 <= patience.took < 1.0
+
+
 async def test_a_wait_that_is_too_long_fails_and_naps_are_counted_in_full() -> None:
     began = trio.current_time()
     with pytest.raises(AssertionError, match="bound"):

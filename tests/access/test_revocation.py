@@ -127,9 +127,8 @@ async def test_the_tombstone_is_there_before_the_exchanges_are_told(
     until: Until,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        revocation, "TOMBSTONE_PATIENCE_S", 60.0
-    )  # that they are told without it, too, is tested below
+    # That they are told without it, too, where it takes long, is tested below.
+    monkeypatch.setattr(revocation, "TOMBSTONE_PATIENCE_S", 60.0)
     key = await issuer.key(await issuer.tenant())
     order: list[str] = []
 

@@ -38,9 +38,8 @@ async def key(make_key: Any) -> str:
 async def gateway(asyncio_loop: Any, settings: Any, run_gateway: Any, key: str) -> AsyncIterator[Any]:
     """Started after its key was made, which would otherwise be announced to it, and evicted, at any time."""
     async with run_gateway(settings) as gateway:
-        with trio.fail_after(
-            15
-        ):  # its first connections are made: on a busy machine they take longer than they may
+        # Its first connections are made: on a busy machine they take longer than they may.
+        with trio.fail_after(15):
             while (await gateway.readiness()).status != "ready":
                 await trio.sleep(0.02)
         yield gateway

@@ -293,7 +293,7 @@ async def test_silence_has_a_deadline(said: bytes, first: float, between: float)
 async def test_a_deadline_between_chunks_does_not_run_during_a_pause() -> None:
     async with (
         serving(saying(CHUNKED + chunk(b"one"), chunk(b"two") + END)) as served,
-        opened(served, first_byte_timeout_s=0.5, chunk_timeout_s=0.5) as upstream,
+        opened(served, first_byte_timeout_s=0.1, chunk_timeout_s=0.1) as upstream,
         upstream.stream("/api/chat", b"{}") as stream,
     ):
         assert await stream.read() == b"one"
@@ -383,7 +383,7 @@ async def test_what_came_while_this_process_stood_still_came_in_time(late: str) 
 
     async with (
         serving(handler) as served,
-        opened(served, first_byte_timeout_s=0.1, chunk_timeout_s=0.1) as upstream,
+        opened(served, first_byte_timeout_s=0.5, chunk_timeout_s=0.5) as upstream,
         upstream.stream("/api/chat", b"{}") as stream,
     ):
         body = b""
